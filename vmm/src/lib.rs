@@ -1,1 +1,3 @@
-//! ravelin-vmm.
+//! Emulates one KVM microVM, the machine that a pod runs in, and the protocol that steers it.
+
+pub mod control;

@@ -8,6 +8,8 @@
 //! The machine trusts the shim. The shim treats replies as untrusted: the machine's process may have been taken
 //! over by its guest.
 
+pub mod transport;
+
 use serde::{Deserialize, Serialize};
 
 /// Largest packet, in bytes, either side sends or accepts.
