@@ -1,0 +1,3 @@
+//! The `containerd-shim-ravelin-v2` binary.
+
+fn main() {}
