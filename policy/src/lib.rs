@@ -1,1 +1,36 @@
-//! ravelin-policy.
+//! What a pod may ask for, how big its machine is, and what each of its mounts really is.
+//!
+//! Pure functions: no file is opened, nothing is remembered. The shim asks them about what a container runtime
+//! sees (OCI specs and CRI annotations); a command line tool or an admission webhook can ask the same questions
+//! about a whole pod.
+//!
+//! * [`check_sandbox`], [`check_container`], [`check_pod`]: the refusal of unsupported fields, in the words that AWS
+//!   EKS Fargate uses, all violations in one message.
+//! * [`size`]: the machine's size from the pod's requests, by Fargate's table.
+//! * [`classify`]: what a bind mount's host path stands for.
+
+mod capability;
+mod check;
+mod config;
+mod pod;
+mod quantity;
+mod refusal;
+mod sizing;
+mod view;
+mod volumes;
+
+pub use capability::{DEFAULT_CAPABILITIES, addable};
+pub use check::{check_container, check_pod, check_sandbox};
+pub use config::{Allow, Mode, PolicyConfig};
+pub use pod::{
+    Capabilities, Claim, ClaimSource, Claims, Container, ContainerPort, Pod, PodSpec, ResourceRequirements,
+    SecurityContext, Volume,
+};
+pub use quantity::{ParseQuantityError, Quantity};
+pub use refusal::{ContainerViolation, HostField, Refusal, VolumeProblem, VolumeViolation};
+pub use sizing::{
+    FARGATE_TABLE, Requests, SandboxResources, Size, SizeError, SizingConfig, SizingMode, TableRow,
+    pod_requests, size,
+};
+pub use view::{ContainerView, SandboxView};
+pub use volumes::{PodIdentity, PushedKind, Roots, Unsupported, VolumeKind, classify};
