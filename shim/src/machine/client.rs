@@ -1,0 +1,186 @@
+//! Requests to the machine and the replies to them.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use ravelin_vmm::control::transport::{self, TransportError};
+use ravelin_vmm::control::{Answer, Command, Message, Request};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::{oneshot, watch};
+use tokio::task::JoinHandle;
+
+use super::{Exit, MachineError, exit};
+
+/// Longest part of a machine's error message that is passed on, in characters.
+const MAX_MESSAGE: usize = 512;
+/// Senseless packets after which the machine is no longer listened to.
+const MAX_NONSENSE: u32 = 64;
+/// Time between the machine's last word and the end of its process, before the two are reported apart.
+const EXIT_GRACE: Duration = Duration::from_secs(2);
+
+type Reply = Result<Answer, String>;
+
+/// The shim's end of a control socket.
+#[derive(Debug)]
+pub(super) struct Client {
+    socket: Arc<AsyncFd<OwnedFd>>,
+    pending: Arc<Mutex<Pending>>,
+    reader: JoinHandle<()>,
+    exit: watch::Receiver<Option<Exit>>,
+}
+
+#[derive(Debug, Default)]
+struct Pending {
+    last_id: u64,
+    replies: HashMap<u64, oneshot::Sender<Reply>>,
+    closed: bool,
+}
+
+/// Forgets a request whose caller no longer waits.
+struct Ticket {
+    pending: Arc<Mutex<Pending>>,
+    id: u64,
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        lock(&self.pending).replies.remove(&self.id);
+    }
+}
+
+fn lock(pending: &Mutex<Pending>) -> MutexGuard<'_, Pending> {
+    pending.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Client {
+    pub fn new(control: OwnedFd, exit: watch::Receiver<Option<Exit>>) -> Result<Self, MachineError> {
+        let plumbing = |source| MachineError::Plumbing { what: "control socket", source };
+        rustix::io::ioctl_fionbio(&control, true).map_err(|errno| plumbing(errno.into()))?;
+        let socket = Arc::new(AsyncFd::register(control).map_err(plumbing)?);
+        let pending = Arc::new(Mutex::new(Pending::default()));
+        let reader = tokio::spawn(read(Arc::clone(&socket), Arc::clone(&pending)));
+        Ok(Self { socket, pending, reader, exit })
+    }
+
+    /// Ends the conversation; the machine takes that as its order to end.
+    pub fn close(&self) {
+        self.reader.abort();
+        let _ = rustix::net::shutdown(self.socket.get_ref(), rustix::net::Shutdown::Both);
+    }
+
+    /// Sends a request and waits for its answer.
+    pub async fn request(
+        &self,
+        name: &'static str,
+        command: Command,
+        fds: &[BorrowedFd<'_>],
+        deadline: Duration,
+    ) -> Result<Answer, MachineError> {
+        let (ticket, reply) = self.enter();
+        let Some((ticket, reply)) = ticket.zip(reply) else {
+            return Err(self.gone(name).await);
+        };
+        let request = Request { id: ticket.id, command };
+        let exchange = async {
+            let sent = self.socket.async_io(Interest::WRITABLE, |socket| {
+                transport::send(socket, &request, fds).map_err(io::Error::from)
+            });
+            match sent.await {
+                Ok(()) => {}
+                Err(error)
+                    if matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) =>
+                {
+                    return Err(self.gone(name).await);
+                }
+                Err(source) => return Err(MachineError::Send { command: name, source }),
+            }
+            match reply.await {
+                Ok(Ok(answer)) => Ok(answer),
+                Ok(Err(message)) => {
+                    let message = message.chars().filter(|c| !c.is_control()).take(MAX_MESSAGE).collect();
+                    Err(MachineError::Refused { command: name, message })
+                }
+                Err(_) => Err(self.gone(name).await),
+            }
+        };
+        let mut exit = self.exit.clone();
+        tokio::select! {
+            biased;
+            result = exchange => result,
+            exit = exit::ended(&mut exit) => Err(MachineError::Ended(exit)),
+            () = tokio::time::sleep(deadline) => Err(MachineError::Timeout { command: name, after: deadline }),
+        }
+    }
+
+    fn enter(&self) -> (Option<Ticket>, Option<oneshot::Receiver<Reply>>) {
+        let mut pending = lock(&self.pending);
+        if pending.closed {
+            return (None, None);
+        }
+        pending.last_id += 1;
+        let id = pending.last_id;
+        let (sender, receiver) = oneshot::channel();
+        pending.replies.insert(id, sender);
+        (Some(Ticket { pending: Arc::clone(&self.pending), id }), Some(receiver))
+    }
+
+    /// The error for a closed conversation: how the process ended, if it ends now.
+    async fn gone(&self, command: &'static str) -> MachineError {
+        match tokio::time::timeout(EXIT_GRACE, exit::ended(&mut self.exit.clone())).await {
+            Ok(exit) => MachineError::Ended(exit),
+            Err(_) => MachineError::Send {
+                command,
+                source: io::Error::new(io::ErrorKind::BrokenPipe, "the machine closed its control socket"),
+            },
+        }
+    }
+}
+
+/// Hands replies to those who wait, until the machine closes its end or talks nonsense.
+async fn read(socket: Arc<AsyncFd<OwnedFd>>, pending: Arc<Mutex<Pending>>) {
+    let mut nonsense = 0;
+    loop {
+        let received =
+            socket.async_io(Interest::READABLE, |socket| match transport::recv::<Message>(socket) {
+                Ok(packet) => Ok(Ok(packet)),
+                Err(TransportError::Socket(error)) => Err(error),
+                Err(other) => Ok(Err(other)),
+            });
+        match received.await {
+            Ok(Ok(Some(packet))) => match packet.message {
+                Message::Reply { id, result } => {
+                    let waiting = lock(&pending).replies.remove(&id);
+                    match waiting {
+                        // The caller may have given up in this very moment.
+                        Some(sender) => drop(sender.send(result)),
+                        None => {
+                            tracing::warn!(id, "the machine answered a request that nobody waits for");
+                            nonsense += 1;
+                        }
+                    }
+                }
+                Message::Exited(reason) => tracing::debug!(?reason, "the machine says that it ends"),
+            },
+            Ok(Ok(None)) => break,
+            Ok(Err(error)) => {
+                tracing::warn!("the machine does not keep to the control protocol: {error}");
+                nonsense += 1;
+            }
+            Err(error) => {
+                tracing::debug!("the control socket failed: {error}");
+                break;
+            }
+        }
+        if nonsense > MAX_NONSENSE {
+            tracing::error!("the machine keeps breaking the control protocol; it is no longer listened to");
+            break;
+        }
+    }
+    let mut pending = lock(&pending);
+    pending.closed = true;
+    pending.replies.clear();
+}

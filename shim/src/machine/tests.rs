@@ -1,0 +1,182 @@
+use std::io::Write;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
+use std::time::Duration;
+
+use ravelin_vmm::control::transport;
+use ravelin_vmm::control::{Answer, Command, ExitReason, Message, Request};
+use tokio::sync::watch;
+
+use super::client::Client;
+use super::{Exit, Machine, MachineError, SpawnConfig, kill_recorded, log, spawn};
+
+fn client() -> (Client, OwnedFd, watch::Sender<Option<Exit>>) {
+    let (ours, theirs) = transport::pair().unwrap();
+    let (sender, receiver) = watch::channel(None);
+    (Client::new(ours, receiver).unwrap(), theirs, sender)
+}
+
+fn reply(id: u64) -> Message {
+    Message::Reply { id, result: Ok(Answer::Done) }
+}
+
+/// Takes `count` requests in a thread and hands them to `act`.
+fn peer(socket: OwnedFd, count: usize, act: impl FnOnce(&OwnedFd, Vec<Request>) + Send + 'static) {
+    std::thread::spawn(move || {
+        let requests = (0..count).map(|_| transport::recv(&socket).unwrap().unwrap().message).collect();
+        act(&socket, requests);
+    });
+}
+
+const SOON: Duration = Duration::from_secs(5);
+
+#[tokio::test]
+async fn replies_out_of_order_reach_their_callers() {
+    let (client, socket, _exit) = client();
+    peer(socket, 2, |socket, requests| {
+        for request in requests.iter().rev() {
+            let result = match request.command {
+                Command::Connect { port: 1 } => Err("refused".to_owned()),
+                _ => Ok(Answer::Done),
+            };
+            transport::send(socket, &Message::Reply { id: request.id, result }, &[]).unwrap();
+        }
+    });
+    let (first, second) = tokio::join!(
+        client.request("connect", Command::Connect { port: 1 }, &[], SOON),
+        client.request("connect", Command::Connect { port: 2 }, &[], SOON),
+    );
+    assert!(matches!(first, Err(MachineError::Refused { message, .. }) if message == "refused"));
+    assert_eq!(second.unwrap(), Answer::Done);
+}
+
+#[tokio::test]
+async fn a_silent_machine_runs_into_the_deadline_and_its_late_answer_is_ignored() {
+    let (client, socket, _exit) = client();
+    let keep = socket.as_fd().try_clone_to_owned().unwrap();
+    let result = client.request("pause", Command::Pause, &[], Duration::from_millis(20)).await;
+    assert!(matches!(result, Err(MachineError::Timeout { command: "pause", .. })));
+    transport::send(&keep, &reply(1), &[]).unwrap();
+    transport::send(&keep, &reply(77), &[]).unwrap();
+    let _first: Request = transport::recv(&socket).unwrap().unwrap().message;
+    peer(socket, 1, |socket, requests| transport::send(socket, &reply(requests[0].id), &[]).unwrap());
+    assert_eq!(client.request("resume", Command::Resume, &[], SOON).await.unwrap(), Answer::Done);
+}
+
+#[tokio::test]
+async fn a_dead_machine_fails_every_pending_request_with_its_exit_reason() {
+    let (client, socket, exit) = client();
+    peer(socket, 2, move |_, _| exit.send(Some(Exit::Ended(ExitReason::Panic))).unwrap());
+    let (first, second) = tokio::join!(
+        client.request("pause", Command::Pause, &[], SOON),
+        client.request("resume", Command::Resume, &[], SOON),
+    );
+    for result in [first, second] {
+        let error = result.unwrap_err();
+        assert_eq!(error.to_string(), "the machine has ended: the guest kernel panicked");
+    }
+    let later = client.request("pause", Command::Pause, &[], SOON).await.unwrap_err();
+    assert!(matches!(later, MachineError::Ended(_)));
+}
+
+#[tokio::test]
+async fn nonsense_packets_do_not_disturb_a_request() {
+    let (client, socket, _exit) = client();
+    peer(socket, 1, |socket, requests| {
+        rustix::net::send(socket, b"not json", rustix::net::SendFlags::empty()).unwrap();
+        rustix::net::send(socket, b"{\"reply\":{\"id\":1}}", rustix::net::SendFlags::empty()).unwrap();
+        transport::send(socket, &reply(requests[0].id), &[]).unwrap();
+    });
+    assert_eq!(client.request("pause", Command::Pause, &[], SOON).await.unwrap(), Answer::Done);
+}
+
+fn program(dir: &tempfile::TempDir, script: &str) -> SpawnConfig {
+    let path = dir.path().join("vmm");
+    let mut file = std::fs::File::create(&path).unwrap();
+    write!(file, "#!/bin/sh\n{script}\n").unwrap();
+    file.set_permissions(PermissionsExt::from_mode(0o755)).unwrap();
+    SpawnConfig { vmm: path, uid: 1, gid: 1, sandbox_id: "test".to_owned() }
+}
+
+#[tokio::test]
+async fn a_process_that_ends_tells_every_waiter() {
+    let dir = tempfile::tempdir().unwrap();
+    let machine = Machine::spawn(&program(&dir, "exit 11")).unwrap();
+    let (one, two) = tokio::join!(machine.wait(), machine.wait());
+    assert_eq!((one, two), (Exit::Ended(ExitReason::Panic), Exit::Ended(ExitReason::Panic)));
+    assert!(matches!(machine.pause().await, Err(MachineError::Ended(Exit::Ended(ExitReason::Panic)))));
+}
+
+#[tokio::test]
+async fn the_process_has_nothing_but_its_control_socket() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out");
+    let leak = std::fs::File::open("/dev/null").unwrap();
+    let leaked = rustix::io::dup(&leak).unwrap();
+    let script = format!("(echo \"$@\"; env; ls -l /proc/$$/fd) > {} 2>&1", out.display());
+    Machine::spawn(&program(&dir, &script)).unwrap().wait().await;
+    drop(leaked);
+    let text = std::fs::read_to_string(out).unwrap();
+    assert!(text.starts_with("--uid 1 --gid 1\n"), "{text}");
+    assert!(!text.contains("HOME="), "{text}");
+    // 0, 1, 2, the control socket and the script itself.
+    let fds: Vec<_> = text.lines().filter(|line| line.contains(" -> ")).collect();
+    assert!(fds.iter().any(|line| line.contains(" 3 -> socket:")), "{text}");
+    assert!(fds.len() <= 5, "{text}");
+}
+
+#[tokio::test]
+async fn dropping_the_machine_kills_its_process() {
+    let dir = tempfile::tempdir().unwrap();
+    let machine = Machine::spawn(&program(&dir, "exec sleep 1000")).unwrap();
+    let (pid, started) = (machine.pid(), machine.start_time());
+    assert!(!kill_recorded(pid, started + 1).unwrap());
+    drop(machine);
+    for _ in 0..100 {
+        if !std::path::Path::new(&format!("/proc/{pid}")).exists() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    panic!("process {pid} still lives");
+}
+
+#[tokio::test]
+async fn a_recorded_process_is_killed() {
+    let dir = tempfile::tempdir().unwrap();
+    let machine = Machine::spawn(&program(&dir, "exec sleep 1000")).unwrap();
+    assert!(kill_recorded(machine.pid(), machine.start_time()).unwrap());
+    assert_eq!(machine.wait().await, Exit::Signal(9));
+    assert!(!kill_recorded(machine.pid(), machine.start_time()).unwrap());
+}
+
+#[tokio::test]
+async fn stopping_a_machine_that_does_not_obey_kills_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let machine = Machine::spawn(&program(&dir, "exec sleep 1000")).unwrap();
+    assert_eq!(machine.stop().await, Exit::Signal(9));
+}
+
+#[tokio::test]
+async fn a_missing_program_is_named() {
+    let config = SpawnConfig { vmm: "/nonexistent/vmm".into(), uid: 0, gid: 0, sandbox_id: String::new() };
+    let error = Machine::spawn(&config).unwrap_err();
+    assert!(error.to_string().contains("/nonexistent/vmm"));
+}
+
+#[tokio::test]
+async fn lines_are_bounded_and_printable() {
+    let mut lines = Vec::new();
+    let mut input = b"one\n\x1b[31mtwo\n".to_vec();
+    input.extend(std::iter::repeat_n(b'x', 3000));
+    log::each_line(input.as_slice(), |line| lines.push(line.to_owned())).await;
+    assert_eq!(lines[..2], ["one", "[31mtwo"]);
+    assert_eq!(lines[2..].iter().map(String::len).collect::<Vec<_>>(), [1024, 1024, 952]);
+}
+
+#[test]
+fn the_start_time_is_found_behind_an_odd_name() {
+    let stat = b"12 (a) b) S 1 12 12 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 98765 1 2 3";
+    assert_eq!(spawn::parse_start_time(stat), Some(98765));
+    assert_eq!(spawn::parse_start_time(b"12 (a"), None);
+}
