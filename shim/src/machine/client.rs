@@ -60,7 +60,9 @@ impl Client {
     pub fn new(control: OwnedFd, exit: watch::Receiver<Option<Exit>>) -> Result<Self, MachineError> {
         let plumbing = |source| MachineError::Plumbing { what: "control socket", source };
         rustix::io::ioctl_fionbio(&control, true).map_err(|errno| plumbing(errno.into()))?;
-        let socket = Arc::new(AsyncFd::register(control).map_err(plumbing)?);
+        // SAFETY: the AsyncFd owns the descriptor, which nobody else closes, and an OwnedFd never changes its number.
+        let socket = unsafe { AsyncFd::register(control) }.map_err(|error| plumbing(error.into()))?;
+        let socket = Arc::new(socket);
         let pending = Arc::new(Mutex::new(Pending::default()));
         let reader = tokio::spawn(read(Arc::clone(&socket), Arc::clone(&pending)));
         Ok(Self { socket, pending, reader, exit })
