@@ -287,10 +287,10 @@ pub(super) fn guest_neighbours(messages: &[NeighbourMessage], index: u32, device
             for attribute in &message.attributes {
                 match attribute {
                     NeighbourAttribute::Destination(NeighbourAddress::Inet(ip)) => {
-                        neighbour.address = ip.to_string()
+                        neighbour.address = ip.to_string();
                     }
                     NeighbourAttribute::Destination(NeighbourAddress::Inet6(ip)) => {
-                        neighbour.address = ip.to_string()
+                        neighbour.address = ip.to_string();
                     }
                     NeighbourAttribute::LinkLayerAddress(mac) => neighbour.mac = mac.clone().into(),
                     _ => {}
