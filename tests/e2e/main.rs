@@ -1,1 +1,37 @@
-//! The end-to-end tests, one module per theme. They run as root on a host with containerd and Ravelin installed.
+//! The end-to-end tests, one module per theme. They run as root on a host with containerd and Ravelin installed;
+//! `RAVELIN_HANDLER=runc` runs all that is not about the microVM against runc, which proves the tests themselves.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod attach;
+mod density;
+mod dns;
+mod exec;
+mod failures;
+mod images;
+mod lifecycle;
+mod namespaces;
+mod network;
+mod policy;
+mod process_attributes;
+mod resources;
+mod security;
+mod start_failures;
+mod stats;
+mod stdio;
+mod survival;
+mod terminal;
+mod volumes;
+
+use std::collections::BTreeMap;
+
+/// The `key=value` lines of what a container printed.
+fn report(text: &str) -> BTreeMap<String, String> {
+    let lines = text.lines().filter_map(|line| line.split_once('='));
+    lines.map(|(key, value)| (key.to_owned(), value.to_owned())).collect()
+}
+
+/// Panics with both sides when `said` does not hold `expected`.
+#[track_caller]
+fn assert_says(said: &str, expected: &str) {
+    assert!(said.contains(expected), "expected {expected:?} in {said:?}");
+}

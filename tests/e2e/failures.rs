@@ -1,0 +1,57 @@
+//! What runs a pod dies at the worst moment: each death is seen as an exit and leaves nothing.
+
+use ravelin_tests::{Host, Pod, Run, eventually, images};
+
+#[test]
+fn a_killed_machine_is_seen_as_an_exit_and_cleaned_up() {
+    let Some(host) = Host::shared_with_ravelin() else { return };
+    dies(&host, |pod| kill(pod, "ravelin-vmm"));
+}
+
+#[test]
+fn a_killed_shim_is_seen_as_an_exit_and_cleaned_up() {
+    let Some(host) = Host::shared_with_ravelin() else { return };
+    dies(&host, |pod| kill(pod, "containerd-shim-ravelin-v2"));
+}
+
+/// The guest's kernel panics from the inside: a container whose `/proc/sys` is writable asks the kernel to panic when
+/// memory runs out, and lets it run out. An agent that dies ends the same way: the kernel panics without its init.
+#[test]
+fn a_guest_whose_kernel_panics_is_seen_as_an_exit_and_cleaned_up() {
+    let Some(host) = Host::shared_with_ravelin() else { return };
+    dies(&host, |pod| {
+        let script = "echo 2 > /proc/sys/vm/panic_on_oom && exec tail /dev/zero";
+        let container = pod.container().sh(script).set("/linux/resources/memory_limit_in_bytes", 32 << 20);
+        let killer = container.security("readonly_paths", serde_json::json!([])).start();
+        let ended = killer.ended();
+        assert_ne!(ended.code, 0, "{ended:?} {:?}", killer.logs());
+        assert_ne!(ended.reason, "OOMKilled", "the kernel did not panic");
+    });
+}
+
+/// Runs a pod, lets `death` come to it, and expects both its containers to be seen to end, and a clean removal.
+#[track_caller]
+fn dies(host: &Host, death: impl FnOnce(&Pod<'_>)) {
+    let pod = host.pod().start();
+    let busy = pod.sh("while :; do echo line; done > /dev/null");
+    let idle = pod.container().image(images::USER).idle().start();
+    let mut exec = idle.exec_session(&["sh", "-c", "echo ready; exec sleep 1000"]);
+    exec.hear("ready");
+    // Noted now: what dies by itself must be gone as well.
+    let traces = pod.traces();
+    death(&pod);
+    for container in [&busy, &idle] {
+        let ended = container.ended();
+        assert_ne!(ended.code, 0, "{ended:?}");
+    }
+    exec.finish();
+    eventually("the pod is seen to have ended", || (pod.state() == "SANDBOX_NOTREADY").then_some(()));
+    pod.remove();
+    traces.assert_gone();
+}
+
+#[track_caller]
+fn kill(pod: &Pod<'_>, program: &str) {
+    let pid = pod.process(program).unwrap_or_else(|| panic!("no process {program} serves the pod"));
+    Run::new("kill").args(["-9", &pid.to_string()]).ok();
+}

@@ -1,0 +1,203 @@
+//! Pods reach each other and the host, and are reached, over IPv4 and IPv6.
+
+use std::io::{Read, Write};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::thread;
+use std::time::Duration;
+
+use ravelin_tests::{Container, Host, PATIENCE, Pod, Run, Session, eventually, images, until};
+
+use crate::report;
+
+/// Echoes TCP streams and UDP datagrams on port 7, for ever.
+const ECHO: &str = "
+import socket, threading
+def stream(connection):
+    while data := connection.recv(65536): connection.sendall(data)
+    connection.close()
+def streams():
+    server = socket.socket(socket.AF_INET6, socket.SOCK_STREAM)
+    server.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+    server.bind(('::', 7)); server.listen(50)
+    while True: threading.Thread(target=stream, args=server.accept()[:1]).start()
+server = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+server.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+server.bind(('::', 7))
+threading.Thread(target=streams).start()
+print('listening', flush=True)
+while True:
+    data, sender = server.recvfrom(65536)
+    server.sendto(data, sender)
+";
+
+/// Sends to an echo server over TCP and UDP, and says whether it came back. Arguments: addresses.
+const PROBE: &str = "
+import socket, sys, os, threading
+for address in sys.argv[1:]:
+    kind = socket.AF_INET6 if ':' in address else socket.AF_INET
+    data = os.urandom(2 << 20)
+    s = socket.create_connection((address, 7), timeout=200)
+    sender = threading.Thread(target=lambda: (s.sendall(data), s.shutdown(socket.SHUT_WR)))
+    sender.start(); back = b''
+    while part := s.recv(65536): back += part
+    sender.join(); print('tcp', address, 'same' if back == data else 'different', flush=True)
+    u = socket.socket(kind, socket.SOCK_DGRAM); u.settimeout(20)
+    for size in (1, 1400, 8000):
+        for attempt in range(10):
+            try: u.sendto(data[:size], (address, 7)); back = u.recv(65536); break
+            except TimeoutError: back = None
+        print('udp', size, address, 'same' if back == data[:size] else 'different', flush=True)
+";
+
+#[test]
+fn host_and_pod_talk_tcp_udp_and_icmp_over_both_families() {
+    let host = Host::shared();
+    let pod = host.pod().start();
+    let server = echo_server(&pod);
+    let addresses = pod.addresses();
+    assert_eq!(addresses.len(), 2, "the pod has an address of each family: {addresses:?}");
+    for &address in &addresses {
+        echo_tcp(address, 2 << 20);
+        for size in [1, 1400, 8000] {
+            echo_udp(address, size);
+        }
+        ping(address);
+    }
+    // The other way: the pod calls the host at its gateway.
+    let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let answer = thread::spawn(move || {
+        let (mut caller, from) = listener.accept().unwrap();
+        caller.write_all(b"hello pod\n").unwrap();
+        from.ip()
+    });
+    let script = format!("nc -w 100 $(ip -4 route | awk '/^default/ {{ print $3 }}') {port} < /dev/null");
+    assert_eq!(pod.sh(&script).output(), "hello pod\n");
+    assert_eq!(answer.join().unwrap(), addresses[0], "the host sees the pod's own address");
+    assert_eq!(server.state(), "CONTAINER_RUNNING");
+}
+
+#[test]
+fn pods_talk_tcp_udp_and_icmp_to_each_other() {
+    let host = Host::shared();
+    let (served, caller) = (host.pod().start(), host.pod().start());
+    let _server = echo_server(&served);
+    let addresses: Vec<String> = served.addresses().iter().map(ToString::to_string).collect();
+    let mut command = vec!["python3", "-c", PROBE];
+    command.extend(addresses.iter().map(String::as_str));
+    let client = caller.container().image(images::DEBIAN).command(&command).start();
+    let said = client.output();
+    assert_eq!((said.matches("same").count(), said.matches("different").count()), (8, 0), "{said}");
+    let pings = caller.sh(&format!("ping -c 3 -W 60 {} && ping -c 3 -W 60 {}", addresses[0], addresses[1]));
+    assert_eq!(pings.output().matches("3 packets received").count(), 2);
+    // And a page, as in every introduction.
+    let web = served.sh("httpd -f -p 8080 -h /var/www");
+    let page = eventually("the page is fetched", || {
+        let fetch = caller.sh(&format!("wget -q -O - -T 60 http://{}:8080/", addresses[0]));
+        let ended = fetch.ended();
+        (ended.code == 0).then(|| fetch.logs().out())
+    });
+    assert_eq!(page, "hello from a pod\n");
+    web.stop(Duration::ZERO);
+}
+
+#[test]
+fn the_pods_interface_is_the_one_that_the_network_plugin_made() {
+    let host = Host::shared();
+    let pod = host.pod().start();
+    let container = pod.container().idle().start();
+    let said = report(&container.exec_sh(
+        "echo mac=$(cat /sys/class/net/eth0/address); echo mtu=$(cat /sys/class/net/eth0/mtu); echo up=$(cat /sys/class/net/eth0/operstate)
+         echo addresses=$(ip -o addr show dev eth0 scope global | awk '{ print $4 }' | sort)
+         echo default4=$(ip -4 route | awk '/^default/ { print $3 }'); echo default6=$(ip -6 route | awk '/^default/ { print $3 }')
+         echo loopback=$(ip -o addr show dev lo | awk '{ print $4 }' | sort); echo interfaces=$(ls /sys/class/net)",
+    ));
+    let net = format!("--net={}", pod.netns().display());
+    let link = Run::new("nsenter").args([&net, "ip", "-j", "link", "show", "eth0"]).json();
+    assert_eq!(said["mac"], link[0]["address"].as_str().unwrap());
+    assert_eq!(said["mtu"], link[0]["mtu"].to_string());
+    let addresses =
+        Run::new("nsenter").args([&net, "ip", "-j", "addr", "show", "eth0", "scope", "global"]).json();
+    let mut plugin: Vec<String> = addresses[0]["addr_info"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .map(|info| format!("{}/{}", info["local"].as_str().unwrap(), info["prefixlen"]))
+        .collect();
+    plugin.sort();
+    assert_eq!(said["addresses"], plugin.join(" "));
+    assert_eq!(said["default4"], "10.88.0.1");
+    assert_eq!(said["default6"], "fd00:88::1");
+    assert_eq!(said["loopback"], "127.0.0.1/8 ::1/128");
+}
+
+#[test]
+fn a_forwarded_port_reaches_a_server_on_the_pods_loopback() {
+    let host = Host::shared();
+    let pod = host.pod().start();
+    let _server = pod.sh("httpd -f -p 127.0.0.1:8080 -h /var/www");
+    let forward = Session::pipes(Run::crictl().args(["port-forward", &pod.id, "0:8080"]));
+    // "Forwarding from 127.0.0.1:43210 -> 8080"
+    forward.hear(" -> 8080");
+    let said = forward.heard();
+    let port = said.split("127.0.0.1:").nth(1).and_then(|rest| rest.split(' ').next());
+    let port: u16 = port.and_then(|port| port.parse().ok()).unwrap_or_else(|| panic!("no port in {said}"));
+    let page = until(PATIENCE, || {
+        let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
+        stream.set_read_timeout(Some(Duration::from_secs(60))).ok()?;
+        stream.write_all(b"GET / HTTP/1.0\r\n\r\n").ok()?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).ok()?;
+        answer.contains("hello from a pod").then_some(())
+    });
+    assert!(page.is_some(), "no page came through: {}", forward.heard());
+}
+
+fn echo_server<'p>(pod: &'p Pod<'p>) -> Container<'p> {
+    let server = pod.container().image(images::DEBIAN).command(&["python3", "-c", ECHO]).start();
+    server.says("listening");
+    server
+}
+
+#[track_caller]
+fn echo_tcp(address: IpAddr, size: usize) {
+    let sent: Vec<u8> = (0..size).map(|at| (at.wrapping_mul(31) >> 3) as u8).collect();
+    let mut stream =
+        TcpStream::connect_timeout(&SocketAddr::new(address, 7), PATIENCE).expect("the pod accepts");
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut writer = stream.try_clone().unwrap();
+    let bytes = sent.clone();
+    let sending = thread::spawn(move || {
+        writer.write_all(&bytes).expect("the pod reads");
+        writer.shutdown(std::net::Shutdown::Write).expect("the stream is open");
+    });
+    let mut back = Vec::new();
+    stream.read_to_end(&mut back).expect("the pod answers");
+    sending.join().expect("all was sent");
+    assert!(back == sent, "{address}: {} of {size} bytes came back, or others", back.len());
+}
+
+#[track_caller]
+fn echo_udp(address: IpAddr, size: usize) {
+    let any = if address.is_ipv6() { "[::]:0" } else { "0.0.0.0:0" };
+    let socket = UdpSocket::bind(any).unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    let sent: Vec<u8> = (0..size).map(|at| (at.wrapping_mul(37) >> 2) as u8).collect();
+    let back = until(PATIENCE, || {
+        socket.send_to(&sent, (address, 7)).expect("the host can send");
+        let mut back = vec![0; 65536];
+        let count = socket.recv(&mut back).ok()?;
+        back.truncate(count);
+        Some(back)
+    });
+    assert!(
+        back.is_some_and(|back| back == sent),
+        "{address}: a datagram of {size} bytes did not come back as it was"
+    );
+}
+
+#[track_caller]
+fn ping(address: IpAddr) {
+    let said = Run::new("ping").args(["-c", "3", "-W", "60", &address.to_string()]).ok();
+    assert!(said.contains("3 received"), "{said}");
+}

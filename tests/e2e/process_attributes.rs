@@ -1,0 +1,124 @@
+//! What a container's process is born with.
+
+use std::collections::BTreeSet;
+
+use ravelin_tests::{Host, images};
+use serde_json::json;
+
+use crate::report;
+
+#[test]
+fn environment_folder_user_groups_and_hostname_are_as_asked() {
+    let host = Host::shared();
+    let pod = host.pod().set("/hostname", "a-name-of-its-own").start();
+    let asked = pod
+        .container()
+        .sh("echo colour=$COLOUR; echo odd=\"$ODD\"; echo folder=$(pwd); echo user=$(id -u); echo group=$(id -g)
+             echo groups=$(id -G); echo hostname=$(hostname); echo node=$(uname -n); echo args=$*; echo zero=$0")
+        .set("/args", json!(["zero", "one", "two words"]))
+        .env("COLOUR", "blue")
+        .env("ODD", "a=b \"c\" $d ü")
+        .set("/working_dir", "/made/for/the/purpose")
+        .security("run_as_user", json!({ "value": 1234 }))
+        .security("run_as_group", json!({ "value": 2345 }))
+        .security("supplemental_groups", json!([3000, 4000]))
+        .start();
+    let said = report(&asked.output());
+    assert_eq!(said["colour"], "blue");
+    assert_eq!(said["odd"], "a=b \"c\" $d ü");
+    assert_eq!(said["folder"], "/made/for/the/purpose");
+    assert_eq!((said["user"].as_str(), said["group"].as_str()), ("1234", "2345"));
+    let groups: BTreeSet<&str> = said["groups"].split(' ').collect();
+    assert!(groups.contains("3000") && groups.contains("4000"), "{groups:?}");
+    assert_eq!(
+        (said["hostname"].as_str(), said["node"].as_str()),
+        ("a-name-of-its-own", "a-name-of-its-own")
+    );
+    assert_eq!((said["zero"].as_str(), said["args"].as_str()), ("zero", "one two words"));
+
+    // Without a word from the pod, the image's user, folder and environment hold.
+    let default = pod.container().image(images::USER);
+    let default = default.sh("echo user=$(id -un); echo folder=$PWD; echo home=$HOME; echo greeting=$GREETING; echo groups=$(id -G)");
+    let said = report(&default.start().output());
+    assert_eq!((said["user"].as_str(), said["folder"].as_str()), ("user", "/home/user"));
+    assert_eq!((said["home"].as_str(), said["greeting"].as_str()), ("/home/user", "hello"));
+    assert!(
+        said["groups"].split(' ').any(|group| group == "50000"),
+        "the image's groups: {}",
+        said["groups"]
+    );
+}
+
+#[test]
+fn a_read_only_root_refuses_writes_and_a_writable_one_takes_them() {
+    let host = Host::shared();
+    let pod = host.pod().start();
+    let readonly = pod.container().security("readonly_rootfs", true);
+    let readonly = readonly.sh(
+        "touch /file || echo refused; echo x > /dev/shm/file && echo shm; echo x > /dev/null && echo null",
+    );
+    let readonly = readonly.start();
+    assert_eq!(readonly.output(), "refused\nshm\nnull\n");
+    assert!(readonly.logs().err().contains("Read-only file system"), "{}", readonly.logs().err());
+    assert_eq!(
+        pod.sh("echo text > /file; cat /file; rm /bin/cat; ls /bin/cat || echo gone").output(),
+        "text\ngone\n"
+    );
+}
+
+#[test]
+fn resource_limits_of_the_specification_hold() {
+    let host = Host::shared();
+    let pod = host.pod().start();
+    let container = pod.container().idle().start();
+    // CRI has no field for them: they come from containerd's own specification, where it has any.
+    let specified = container.inspect()["info"]["runtimeSpec"]["process"]["rlimits"].as_array().cloned();
+    let limits = container.exec_sh("cat /proc/1/limits");
+    for limit in specified.unwrap_or_default() {
+        let name = match limit["type"].as_str().unwrap_or_default() {
+            "RLIMIT_NOFILE" => "Max open files",
+            "RLIMIT_NPROC" => "Max processes",
+            other => panic!("the test does not know {other}"),
+        };
+        let line = limits.lines().find(|line| line.starts_with(name)).expect("every limit has a line");
+        let numbers: Vec<u64> = line.split_whitespace().filter_map(|word| word.parse().ok()).collect();
+        assert_eq!(numbers, [limit["soft"].as_u64().unwrap(), limit["hard"].as_u64().unwrap()], "{name}");
+    }
+    assert!(limits.contains("Max open files"), "{limits}");
+}
+
+#[test]
+fn sysctls_of_the_pod_are_set_for_its_containers() {
+    let host = Host::shared();
+    let sysctls = json!({
+        "net.ipv4.ip_local_port_range": "20000\t30000",
+        "net.core.somaxconn": "1234",
+        "net.ipv4.tcp_keepalive_time": "77",
+        "kernel.shm_rmid_forced": "1",
+        "kernel.msgmax": "12345",
+    });
+    let pod = host.pod().set("/linux/sysctls", sysctls).start();
+    let container = pod.sh(
+        "cd /proc/sys; cat net/ipv4/ip_local_port_range net/core/somaxconn net/ipv4/tcp_keepalive_time kernel/shm_rmid_forced kernel/msgmax",
+    );
+    assert_eq!(container.output(), "20000\t30000\n1234\n77\n1\n12345\n");
+}
+
+#[test]
+fn real_programs_of_a_distribution_run() {
+    let host = Host::shared();
+    let pod = host.pod().start();
+    let container = pod.container().image(images::DEBIAN).command(&[
+        "/bin/bash",
+        "-c",
+        "trap 'exit 0' TERM; while :; do sleep 1000 & wait; done",
+    ]);
+    let container = container.start();
+    assert_eq!(container.exec(&["python3", "-c", "print(sum(range(1000)))"]).text(), "499500\n");
+    assert!(container.exec(&["ps", "-e"]).text().contains("bash"));
+    let pipeline = "seq 1 100000 | sort -rn | head -1";
+    assert_eq!(container.exec(&["bash", "-c", pipeline]).text().trim(), "100000");
+    let nginx = "nginx -t 2>&1 | tail -1; nginx && curl -sf http://127.0.0.1/ | head -c 15; nginx -s stop";
+    let said = container.exec(&["bash", "-c", nginx]).text();
+    assert!(said.contains("successful") && said.contains("<!DOCTYPE html>"), "{said}");
+}

@@ -1,0 +1,117 @@
+//! Limits that bite, and machines of the right size.
+
+use ravelin_tests::{Host, Pod, Run, eventually};
+use std::fs;
+use std::path::Path;
+
+use crate::report;
+
+#[test]
+fn a_container_killed_for_memory_is_reported_as_oom_killed() {
+    let host = Host::shared();
+    let pod = host.pod().start();
+    let bystander = pod.container().idle().start();
+    let hungry = pod
+        .container()
+        .command(&["tail", "/dev/zero"])
+        .set("/linux/resources/memory_limit_in_bytes", 48 << 20)
+        .start();
+    let ended = hungry.ended();
+    assert_eq!((ended.code, ended.reason.as_str()), (137, "OOMKilled"));
+    assert_eq!(bystander.exec_sh("echo alive"), "alive");
+}
+
+#[test]
+fn a_container_stays_within_its_processor_limit_and_can_be_given_another() {
+    let host = Host::shared();
+    let pod = host.pod().start();
+    let container = pod
+        .container()
+        .idle()
+        .set("/linux/resources/cpu_period", 100_000)
+        .set("/linux/resources/cpu_quota", 20_000);
+    let container = container.set("/linux/resources/memory_limit_in_bytes", 64 << 20).start();
+    // Ticks (of 10 ms) of processor time that a program which only computes gets in 10 s of the container's clock.
+    let ticks: u64 = container
+        .exec_sh(
+            "sh -c 'while :; do :; done' & sleep 10; awk '{ print $14 + $15 }' /proc/$!/stat; kill -9 $!",
+        )
+        .parse()
+        .expect("a number");
+    assert!((30..=330).contains(&ticks), "{ticks} ticks of processor time in 10 s with a limit of a fifth");
+    assert_eq!(
+        container.exec_sh("cat /sys/fs/cgroup/cpu.max /sys/fs/cgroup/memory.max"),
+        "20000 100000\n67108864"
+    );
+    let update = ["update", "--cpu-quota", "50000", "--cpu-period", "100000", "--memory", "100663296"];
+    Run::crictl().args(update).arg(&container.id).ok();
+    assert_eq!(
+        container.exec_sh("cat /sys/fs/cgroup/cpu.max /sys/fs/cgroup/memory.max"),
+        "50000 100000\n100663296"
+    );
+}
+
+#[test]
+fn a_pod_that_forks_and_allocates_wildly_harms_only_itself() {
+    let Some(host) = Host::shared_with_ravelin() else { return };
+    let pod = host.pod().start();
+    let bystander = pod.container().idle().start();
+    // No limit of its own: the machine's memory is the limit, and the agent must survive what happens at it.
+    let hungry = pod.sh("for i in $(seq 1 200); do sleep 1000 & done; exec tail /dev/zero");
+    assert_eq!(hungry.ended().code, 137);
+    assert_eq!(bystander.exec_sh("echo alive"), "alive");
+    assert_eq!(pod.sh("echo also alive").output(), "also alive\n");
+}
+
+#[test]
+fn pods_see_the_size_that_the_table_says() {
+    let Some(host) = Host::shared_with_ravelin() else { return };
+    // Nothing said: 0.25 vCPU and 0.5 GB.
+    {
+        let pod = host.pod().start();
+        assert_size(&pod, 1, 512);
+        assert_eq!(processor_limit(&pod), Some("25000 100000".to_owned()));
+    }
+    // 500 millis and 600 MiB, and 256 MiB that every pod gets on top: 0.5 vCPU and 1 GB.
+    {
+        let pod = host.pod().sized(500, 600).start();
+        assert_size(&pod, 1, 1024);
+        assert_eq!(processor_limit(&pod), Some("50000 100000".to_owned()));
+    }
+    // 2 CPUs and 3840 MiB make exactly 4 GB, which 2 vCPUs can have.
+    {
+        let pod = host.pod().sized(2000, 3840).start();
+        assert_size(&pod, 2, 4096);
+        assert_eq!(processor_limit(&pod), None);
+    }
+}
+
+#[track_caller]
+fn assert_size(pod: &Pod<'_>, processors: u64, mib: u64) {
+    let said = report(
+        &pod.sh("echo nproc=$(nproc); echo kib=$(awk '/^MemTotal/ { print $2 }' /proc/meminfo)").output(),
+    );
+    assert_eq!(said["nproc"], processors.to_string());
+    let seen = said["kib"].parse::<u64>().expect("a number") / 1024;
+    // The guest's kernel keeps a little for itself.
+    assert!((mib * 88 / 100..=mib).contains(&seen), "{seen} MiB seen in a machine of {mib} MiB");
+}
+
+/// The tightest `cpu.max` on the way from the machine's cgroup up to the pod's; none if there is no limit.
+#[track_caller]
+fn processor_limit(pod: &Pod<'_>) -> Option<String> {
+    let machine = eventually("the machine's process is there", || pod.process("ravelin-vmm"));
+    let cgroups = fs::read_to_string(format!("/proc/{machine}/cgroup")).expect("the machine runs");
+    let path = cgroups.lines().find_map(|line| line.strip_prefix("0::")).expect("the host has version 2");
+    assert!(path.contains(&pod.uid), "the machine is not in the pod's cgroup but in {path}");
+    let mut limit = None;
+    let mut at = Path::new("/sys/fs/cgroup").join(path.trim_start_matches('/'));
+    while at != Path::new("/sys/fs/cgroup") {
+        let max = fs::read_to_string(at.join("cpu.max")).unwrap_or_default();
+        if !max.is_empty() && !max.starts_with("max") {
+            limit = Some(max.trim().to_owned());
+        }
+        assert!(at.pop(), "the path has an end");
+    }
+    limit
+}

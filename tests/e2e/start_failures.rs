@@ -1,0 +1,131 @@
+//! A pod that cannot start: the error says what is missing, and nothing of the attempt stays.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use ravelin_tests::{Host, Run, images};
+
+use crate::assert_says;
+
+#[test]
+fn a_pod_without_kvm_says_so() {
+    let Some(host) = Host::alone_with_ravelin() else { return };
+    let _away = Away::take("/dev/kvm");
+    fails(&host, &["/dev/kvm"]);
+}
+
+#[test]
+fn a_pod_without_its_kernel_or_initramfs_or_machine_names_the_file() {
+    let Some(host) = Host::alone_with_ravelin() else { return };
+    for file in [
+        "/usr/local/share/ravelin/vmlinux",
+        "/usr/local/share/ravelin/initramfs.cpio",
+        "/usr/local/libexec/ravelin/ravelin-vmm",
+    ] {
+        let _away = Away::take(file);
+        fails(&host, &[file]);
+    }
+}
+
+#[test]
+fn a_pod_whose_kernel_is_no_kernel_says_so() {
+    let Some(host) = Host::alone_with_ravelin() else { return };
+    let kernel = "/usr/local/share/ravelin/vmlinux";
+    let _away = Away::take(kernel);
+    fs::write(kernel, "this is not a kernel").unwrap();
+    fails(&host, &["kernel"]);
+}
+
+#[test]
+fn a_pod_on_a_full_disk_says_so() {
+    let Some(host) = Host::alone_with_ravelin() else { return };
+    {
+        let _full = Full::make("/var/lib/ravelin", "64k");
+        fails(&host, &["No space left on device", "/var/lib/ravelin"]);
+    }
+    // Room enough for the pod, not for an image.
+    let pod = host.pod().start();
+    let _full = Full::make("/var/lib/ravelin/layers", "64k");
+    let container = pod.container().image(images::DEBIAN).command(&["true"]);
+    let error = match container.try_create() {
+        Ok(container) => container.try_start().expect_err("there is no room for the image"),
+        Err(error) => error,
+    };
+    assert_says(&error, "No space left on device");
+    pod.remove();
+}
+
+#[test]
+fn a_pod_whose_network_namespace_is_gone_says_so() {
+    let Some(host) = Host::alone_with_ravelin() else { return };
+    let pod = host.pod();
+    // The last plugin of the chain does its work and then takes the namespace away.
+    let plugin = ["/opt/cni/bin/portmap", "/usr/lib/cni/portmap"].map(PathBuf::from);
+    let _thieves: Vec<Away> = plugin
+        .iter()
+        .filter(|plugin| plugin.exists())
+        .map(|plugin| {
+            let away = Away::take(plugin.to_str().unwrap());
+            let script = format!(
+                "#!/bin/sh\n{} \"$@\"; code=$?\n[ \"$CNI_COMMAND\" = ADD ] && umount \"$CNI_NETNS\" && rm -f \"$CNI_NETNS\"\nexit $code\n",
+                away.other.display()
+            );
+            fs::write(plugin, script).unwrap();
+            Run::new("chmod").args(["755", plugin.to_str().unwrap()]).ok();
+            away
+        })
+        .collect();
+    let error = pod.try_start().expect_err("there is no network namespace");
+    assert_says(&error, "netns");
+    host.assert_clean();
+}
+
+/// Starting a pod fails with an error that holds all of `words`; then nothing is left, and once the cause is gone a pod
+/// starts as ever.
+#[track_caller]
+fn fails(host: &Host, words: &[&str]) {
+    let error = host.pod().try_start().expect_err("something essential is missing");
+    for words in words {
+        assert_says(&error, words);
+    }
+    host.assert_clean();
+}
+
+/// A file that is away until this is dropped.
+struct Away {
+    file: PathBuf,
+    other: PathBuf,
+}
+
+impl Away {
+    fn take(file: &str) -> Self {
+        let other = PathBuf::from(format!("{file}.away"));
+        fs::rename(file, &other).unwrap_or_else(|error| panic!("cannot move {file}: {error}"));
+        Self { file: PathBuf::from(file), other }
+    }
+}
+
+impl Drop for Away {
+    fn drop(&mut self) {
+        fs::rename(&self.other, &self.file).expect("the file can be moved back");
+    }
+}
+
+/// A folder on a file system of its own that has almost no room, until this is dropped.
+struct Full {
+    folder: PathBuf,
+}
+
+impl Full {
+    fn make(folder: &str, size: &str) -> Self {
+        fs::create_dir_all(folder).unwrap();
+        Run::new("mount").args(["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs", folder]).ok();
+        Self { folder: Path::new(folder).to_owned() }
+    }
+}
+
+impl Drop for Full {
+    fn drop(&mut self) {
+        Run::new("umount").arg("-l").arg(&self.folder).run();
+    }
+}

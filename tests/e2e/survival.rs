@@ -1,0 +1,59 @@
+//! containerd goes and comes back; the pods do not notice.
+
+use std::time::Duration;
+
+use ravelin_tests::{Host, Pod, Run};
+
+#[test]
+fn pods_go_on_working_while_containerd_is_restarted() {
+    let host = Host::alone();
+    let pod = host.pod().start();
+    let ticking = pod.sh("i=0; while :; do i=$((i + 1)); echo tick $i; sleep 1; done");
+    let serving = pod.sh("while :; do nc -l -p 7777 -e echo still here; done");
+    let ending = pod.sh("while ! [ -e /dev/shm/end ]; do sleep 1; done; echo ended; exit 23");
+    let helper = pod.container().idle().start();
+    ticking.says("tick 3\n");
+
+    for signal in ["TERM", "KILL"] {
+        host.stop_containerd(signal);
+        assert!(
+            fetch(&pod).contains("still here"),
+            "the pod does not serve while containerd is away ({signal})"
+        );
+        host.start_containerd();
+        assert_eq!(pod.state(), "SANDBOX_READY", "after SIG{signal}");
+        assert_eq!(ticking.state(), "CONTAINER_RUNNING", "after SIG{signal}");
+        assert_eq!(helper.exec_sh("echo alive"), "alive");
+        let seen = ticking.logs().out().lines().count();
+        ticking.says(&format!("tick {}\n", seen + 3));
+    }
+    // No line was lost, though containerd was not there to take it.
+    for (number, line) in (1..).zip(ticking.logs().out().lines()) {
+        assert_eq!(line, format!("tick {number}"));
+    }
+    // An exit that nobody was there to see is seen afterwards.
+    helper.exec_sh("(sleep 5; touch /dev/shm/end) > /dev/null 2>&1 &");
+    host.stop_containerd("TERM");
+    std::thread::sleep(Duration::from_secs(8));
+    host.start_containerd();
+    let ended = ending.ended();
+    assert_eq!(ended.code, 23, "{ended:?}");
+
+    assert_eq!(pod.sh("echo a new one").output(), "a new one\n");
+    helper.stop(Duration::from_secs(60));
+    assert_eq!(helper.ended().code, 0);
+    assert_eq!(serving.state(), "CONTAINER_RUNNING");
+    pod.remove();
+}
+
+/// What the pod's server says: containerd is not needed to ask.
+#[track_caller]
+fn fetch(pod: &Pod<'_>) -> String {
+    let net = format!("--net={}", pod.netns().display());
+    let addresses = Run::new("nsenter").args([&net, "ip", "-j", "-4", "addr", "show", "eth0"]).json();
+    let address = addresses[0]["addr_info"][0]["local"].as_str().expect("an address").to_owned();
+    ravelin_tests::eventually("the pod answers", || {
+        let done = Run::new("busybox").args(["nc", "-w", "20", &address, "7777"]).run();
+        (done.code == 0 && !done.stdout.is_empty()).then(|| done.text())
+    })
+}

@@ -1,0 +1,47 @@
+//! Containers and execs on a terminal.
+
+use ravelin_tests::{Host, Run, Session, eventually};
+
+#[test]
+fn an_exec_on_a_terminal_sees_its_size_and_each_new_size() {
+    let host = Host::shared();
+    let pod = host.pod().start();
+    let container = pod.container().idle().start();
+    let mut shell = container.exec_terminal(&["/bin/sh"], 24, 80);
+    shell.send("test -t 0 && test -t 1 && test -t 2 && echo \"on a $((1+1))-way terminal\"\n");
+    shell.hear("on a 2-way terminal");
+    expect_size(&mut shell, "24 80");
+    shell.resize(50, 132);
+    expect_size(&mut shell, "50 132");
+    // The line discipline works: ^C interrupts, ^D ends.
+    shell.send("sleep 1000\n\x03echo \"interrupted $((40+2))\"\n");
+    shell.hear("interrupted 42");
+    shell.send("\x04");
+    shell.finish();
+}
+
+#[test]
+fn a_container_on_a_terminal_is_attached_to_and_resized() {
+    let host = Host::shared();
+    let pod = host.pod().start();
+    let container = pod.container().command(&["/bin/sh"]).set("/tty", true).set("/stdin", true).start();
+    let attach = || Run::crictl().args(["attach", "-it", &container.id]);
+    let mut shell = Session::terminal(attach(), 30, 90);
+    expect_size(&mut shell, "30 90");
+    shell.resize(41, 141);
+    expect_size(&mut shell, "41 141");
+    shell.kill();
+    let mut again = Session::terminal(attach(), 20, 60);
+    expect_size(&mut again, "20 60");
+    again.send("exit 6\n");
+    assert_eq!(container.ended().code, 6);
+}
+
+/// A size arrives a little after the terminal: asks until it is there.
+#[track_caller]
+fn expect_size(shell: &mut Session, size: &str) {
+    eventually(&format!("the terminal is {size}; it said {:?}", shell.heard()), || {
+        shell.send("stty size\n");
+        shell.heard().contains(size).then_some(())
+    });
+}

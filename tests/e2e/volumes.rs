@@ -1,0 +1,86 @@
+//! The volumes that a kubelet mounts into containers.
+
+use ravelin_tests::{Host, Volume, eventually};
+use std::fs;
+
+#[test]
+fn config_maps_and_secrets_are_there_and_follow_their_updates() {
+    let host = Host::shared();
+    let pod = host.pod().start();
+    let config = Volume::atomic(&pod, "configmap", "config", &[("colour", "blue"), ("nested/file", "deep")]);
+    let secret = Volume::atomic(&pod, "secret", "secret", &[("password", "s3cret")]);
+    let container = pod.container().idle().mount(&config.path, "/etc/config", true).mount(
+        &secret.path,
+        "/etc/secret",
+        true,
+    );
+    let container = container.start();
+    assert_eq!(
+        container.exec_sh("cd /etc/config; cat colour nested/file /etc/secret/password; ls"),
+        "bluedeeps3cretcolour\nnested"
+    );
+    assert_ne!(container.exec(&["touch", "/etc/config/colour"]).code, 0, "a read-only volume is written");
+    // A reader that keeps looking sees the old or the new, never nothing.
+    let reader = container.exec_session(&[
+        "sh",
+        "-c",
+        "cd /etc/config; echo start; until [ \"$(cat colour)\" = green ]; do [ -n \"$(cat colour)\" ] || echo EMPTY; done; cat nested/file",
+    ]);
+    reader.hear("start");
+    config.replace(&[("colour", "green"), ("nested/file", "deeper")]);
+    secret.replace(&[("password", "changed"), ("another", "key")]);
+    reader.hear("deeper");
+    assert!(!reader.heard().contains("EMPTY") && !reader.heard().contains("No such"), "{}", reader.heard());
+    eventually("the secret's new key appears", || {
+        let done = container.exec(&["sh", "-c", "cat /etc/secret/password /etc/secret/another"]);
+        (done.text() == "changedkey").then_some(())
+    });
+}
+
+#[test]
+fn an_empty_dir_is_shared_by_the_containers_and_outlives_them() {
+    let host = Host::shared();
+    let pod = host.pod().start();
+    let empty = Volume::empty_dir(&pod, "scratch");
+    let writer = pod
+        .container()
+        .sh("echo first > /data/file; mkdir /data/folder; echo done")
+        .mount(&empty.path, "/data", false)
+        .start();
+    assert_eq!(writer.output(), "done\n");
+    writer.remove();
+    let reader = pod.container().idle().mount(&empty.path, "/elsewhere", false).start();
+    let other = pod.container().idle().mount(&empty.path, "/data", true).start();
+    assert_eq!(reader.exec_sh("cat /elsewhere/file; echo second > /elsewhere/folder/more"), "first");
+    assert_eq!(other.exec_sh("cat /data/folder/more"), "second");
+    assert_ne!(other.exec(&["touch", "/data/file"]).code, 0, "a read-only mount is written");
+    assert_eq!(reader.exec_sh("id -u; chmod 700 /elsewhere/folder; stat -c %a /elsewhere/folder"), "0\n700");
+}
+
+#[test]
+fn the_termination_log_comes_back_to_the_node() {
+    let host = Host::shared();
+    let pod = host.pod().start();
+    let file = pod.kubelet_folder().join("containers/main/0123abcd");
+    fs::create_dir_all(file.parent().unwrap()).unwrap();
+    fs::write(&file, "").unwrap();
+    let container = pod.container().sh("echo last words > /dev/termination-log; exit 4");
+    let container = container.mount(&file, "/dev/termination-log", false).start();
+    assert_eq!(container.ended().code, 4);
+    eventually("the last words arrive", || {
+        (fs::read_to_string(&file).unwrap() == "last words\n").then_some(())
+    });
+}
+
+#[test]
+fn the_kubelets_hosts_file_is_mounted() {
+    let host = Host::shared();
+    let pod = host.pod().start();
+    let file = pod.kubelet_folder().join("etc-hosts");
+    fs::create_dir_all(file.parent().unwrap()).unwrap();
+    fs::write(&file, "127.0.0.1 localhost\n10.9.8.7 far.example\n").unwrap();
+    let container =
+        pod.container().sh("cat /etc/hosts; echo '10.1.1.1 added' >> /etc/hosts; tail -n 1 /etc/hosts");
+    let container = container.mount(&file, "/etc/hosts", false).start();
+    assert_eq!(container.output(), "127.0.0.1 localhost\n10.9.8.7 far.example\n10.1.1.1 added\n");
+}

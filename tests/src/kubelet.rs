@@ -1,0 +1,68 @@
+//! Volumes as the kubelet lays them out on the node.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use crate::Pod;
+
+/// A volume in a pod's folder on the node.
+#[derive(Debug)]
+pub struct Volume {
+    /// Its path on the host, to be mounted into containers.
+    pub path: PathBuf,
+}
+
+impl Volume {
+    /// A configMap, secret, projected or downwardAPI volume, by the kubelet's plugin name, with these files.
+    #[track_caller]
+    pub fn atomic(pod: &Pod<'_>, plugin: &str, name: &str, files: &[(&str, &str)]) -> Self {
+        let volume = Self { path: folder(pod, plugin, name) };
+        volume.replace(files);
+        volume
+    }
+
+    /// An emptyDir on disk.
+    #[track_caller]
+    pub fn empty_dir(pod: &Pod<'_>, name: &str) -> Self {
+        use std::os::unix::fs::PermissionsExt;
+        let path = folder(pod, "empty-dir", name);
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o777)).expect("the mode can be set");
+        Self { path }
+    }
+
+    /// Replaces the files all at once, as the kubelet's atomic writer does: a new folder, and the link `..data`
+    /// renamed over the old one.
+    #[track_caller]
+    pub fn replace(&self, files: &[(&str, &str)]) {
+        static COUNT: AtomicU32 = AtomicU32::new(1);
+        let stamp = format!("..2026_11_24_00_00_00.{:09}", COUNT.fetch_add(1, Ordering::Relaxed));
+        let old = fs::read_link(self.path.join("..data")).ok();
+        fs::create_dir(self.path.join(&stamp)).expect("the volume's folder can be written");
+        for (name, text) in files {
+            let file = self.path.join(&stamp).join(name);
+            fs::create_dir_all(file.parent().unwrap_or(&self.path))
+                .expect("the volume's folder can be written");
+            fs::write(file, text).expect("the volume's folder can be written");
+        }
+        symlink(&stamp, self.path.join("..data_tmp")).expect("the link can be made");
+        fs::rename(self.path.join("..data_tmp"), self.path.join("..data")).expect("the link can be renamed");
+        for (name, _) in files {
+            let first = name.split('/').next().unwrap_or(name);
+            let link = self.path.join(first);
+            if !link.is_symlink() {
+                symlink(Path::new("..data").join(first), link).expect("the link can be made");
+            }
+        }
+        if let Some(old) = old {
+            fs::remove_dir_all(self.path.join(old)).expect("the old files can be removed");
+        }
+    }
+}
+
+fn folder(pod: &Pod<'_>, plugin: &str, name: &str) -> PathBuf {
+    let path = pod.kubelet_folder().join(format!("volumes/kubernetes.io~{plugin}/{name}"));
+    fs::create_dir_all(&path).expect("the pod's folder can be made");
+    path
+}
