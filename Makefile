@@ -1,0 +1,78 @@
+# Ravelin: build, test, show. Everything works as root on a fresh Debian 12 machine; products are under target/,
+# what is slow to make (guest kernel, emulated host, images) is kept by content in ~/.cache/ravelin.
+#
+#   make demo     a pod in its own microVM, shown step by step
+#   make test     unit tests, then the end-to-end tests on both containerds
+#   make bench    times beside runc's, in virtual time
+#   make shell    a shell in the emulated host (CONTAINERD=1.6 for Debian's containerd)
+#   make lint     formatting, clippy, licences and advisories
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := build
+.PHONY: deps kernel build initramfs host images dist e2e-binary test-unit test-e2e test lint shell demo bench clean
+
+CONTAINERD ?= 2.3
+TESTARGS ?=
+CARGO ?= cargo
+HOST := tests/host/run
+target := $(abspath $(or $(CARGO_TARGET_DIR),target))
+static := x86_64-unknown-linux-gnu
+
+# The agent is static, so libseccomp is too.
+export LIBSECCOMP_LINK_TYPE := static
+export LIBSECCOMP_LIB_PATH := /usr/lib/x86_64-linux-gnu
+
+deps:
+	@tests/host/deps
+
+kernel: deps
+	@config/kernel/build target/guest/vmlinux
+
+build: deps
+	$(CARGO) build --release -p ravelin-shim -p ravelin-vmm
+	RUSTFLAGS="-C target-feature=+crt-static -C relocation-model=static" \
+	    $(CARGO) build --release --target $(static) -p ravelin-agent
+
+initramfs: build
+	@config/kernel/initramfs $(target)/$(static)/release/ravelin-agent target/guest/initramfs.cpio
+
+# The emulated host's disk and the images that are imported in it.
+images: deps
+	@tests/images/build > /dev/null
+
+host: images
+	@tests/host/bake > /dev/null
+
+# What is installed on a node, as a tree.
+dist: kernel initramfs
+	@tests/host/make-dist $(target) target/dist
+
+e2e-binary: dist
+	@tests/host/make-e2e target/dist
+
+test-unit: deps
+	$(CARGO) test --workspace
+
+test-e2e: e2e-binary host
+	@tests/host/e2e $(TESTARGS)
+
+test: deps
+	@tests/host/test-all
+
+lint: deps
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --all-features -- -D warnings
+	@$(CARGO) deny --version > /dev/null 2>&1 || $(CARGO) install --locked cargo-deny
+	$(CARGO) deny check
+
+shell: dist host
+	@$(HOST) --containerd $(CONTAINERD) --shell
+
+demo: dist host
+	@$(HOST) --containerd $(CONTAINERD) -- /src/tests/demo/demo
+
+bench: dist host
+	@tests/bench/run --containerd $(CONTAINERD)
+
+clean:
+	rm -rf target
