@@ -45,7 +45,7 @@ impl SandboxView {
     /// Reads the OCI spec that containerd makes for a sandbox.
     ///
     /// A host namespace shows as a namespace that is not listed, a privileged sandbox as a writable `/sys`: containerd
-    /// 1.7 and 2.x leave no other trace. containerd 1.6 leaves none at all; there, the privileged container is refused
+    /// 2.x leaves no other trace. containerd 1.6 leaves none at all; there, the privileged container is refused
     /// ([`ContainerView`]), which without a privileged sandbox cannot exist.
     #[must_use]
     pub fn from_spec(spec: &Spec) -> Self {
