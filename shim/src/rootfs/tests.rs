@@ -279,7 +279,12 @@ fn a_lock_has_one_holder() {
     assert!(lock::try_acquire(dir.path(), "a").unwrap().is_none());
     assert!(lock::try_acquire(dir.path(), "b").unwrap().is_some());
     drop(held);
-    assert!(lock::try_acquire(dir.path(), "a").unwrap().is_some());
+    // A program that another test is just starting may hold a copy of the descriptor for a moment.
+    let free = || lock::try_acquire(dir.path(), "a").unwrap().is_some();
+    assert!((0..100).any(|_| free() || {
+        std::thread::sleep(Duration::from_millis(10));
+        false
+    }));
 }
 
 #[tokio::test]
