@@ -1,1 +1,20 @@
-//! ravelin-agent.
+//! ravelin-agent: PID 1 of the guest. It prepares the guest, serves the agent protocol to the host, and runs the
+//! pod's containers.
+
+pub mod agent;
+pub mod container;
+pub mod error;
+pub mod extents;
+pub mod init;
+pub mod log;
+pub mod network;
+pub mod oom;
+pub mod paths;
+pub mod process;
+pub mod reaper;
+pub mod server;
+pub mod service;
+pub mod spawner;
+pub mod stdio;
+pub mod sysctl;
+pub mod volumes;

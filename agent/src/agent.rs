@@ -1,0 +1,307 @@
+//! The agent's state and the calls that concern the whole pod.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+use std::{fs, io};
+
+use ravelin_proto::PROTOCOL_VERSION;
+use ravelin_proto::agent as api;
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+use rustix::process::Pid;
+use rustix::system::{RebootCommand, reboot};
+use rustix::time::{ClockId, Timespec, clock_settime};
+use tokio::sync::broadcast;
+
+use crate::container::{Container, check_id, create};
+use crate::error::{AgentError, Attempt, Result};
+use crate::extents::{self, Extents};
+use crate::init::mark::{self, Mark};
+use crate::oom::OomWatch;
+use crate::process::Phase;
+use crate::reaper::{Exit, Reaper};
+use crate::spawner::{Request, Spawner};
+use crate::stdio::Registry;
+use crate::{network, paths};
+
+/// Events kept for a listener that lags.
+const EVENT_BACKLOG: usize = 1024;
+/// The pod's `/dev/shm` unless the host says otherwise, in bytes.
+const DEFAULT_SHM: u64 = 64 << 20;
+
+/// The agent.
+#[derive(Debug)]
+pub struct Agent {
+    /// Makes processes.
+    pub spawner: Spawner,
+    /// Connections waiting to become standard streams.
+    pub streams: Arc<Registry>,
+    /// Sees processes end.
+    pub reaper: Reaper,
+    /// Sees the OOM killer.
+    pub oom: OomWatch,
+    events: broadcast::Sender<api::Event>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    set_up: bool,
+    containers: HashMap<String, Arc<Container>>,
+    extents: Extents,
+    /// Init of the pod's PID namespace.
+    pause: Option<Pid>,
+}
+
+impl Agent {
+    /// An agent over a running spawner and reaper. Must be called inside the runtime.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses a notification descriptor.
+    pub fn new(spawner: Spawner, reaper: Reaper) -> io::Result<Arc<Self>> {
+        let events = broadcast::Sender::new(EVENT_BACKLOG);
+        Ok(Arc::new(Self {
+            spawner,
+            streams: Arc::default(),
+            reaper,
+            oom: OomWatch::start(events.clone())?,
+            events,
+            state: Mutex::default(),
+        }))
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Events from now on.
+    #[must_use]
+    pub fn events(&self) -> broadcast::Receiver<api::Event> {
+        self.events.subscribe()
+    }
+
+    /// Tells listeners that a process ended.
+    pub fn tell_exit(&self, container: &str, exec: &str, exit: Exit) {
+        let exit = api::ExitEvent {
+            container_id: container.to_owned(),
+            exec_id: exec.to_owned(),
+            exit_status: exit.status,
+            exited_at_unix_nanos: exit.at_unix_nanos,
+        };
+        // Nobody may be listening.
+        let _ = self.events.send(api::Event { kind: Some(api::event::Kind::Exit(exit)) });
+    }
+
+    /// A container by id.
+    ///
+    /// # Errors
+    ///
+    /// [`AgentError::NotFound`].
+    pub fn container(&self, id: &str) -> Result<Arc<Container>> {
+        let found = self.state().containers.get(id).cloned();
+        found.ok_or_else(|| AgentError::NotFound(format!("there is no container {id}")))
+    }
+
+    /// Prepares the guest for its pod.
+    ///
+    /// # Errors
+    ///
+    /// [`AgentError::WrongState`] the second time or for another protocol version.
+    pub async fn set_up(&self, request: &api::SetupSandboxRequest) -> Result<api::SetupSandboxResponse> {
+        if request.protocol_version != PROTOCOL_VERSION {
+            return Err(AgentError::WrongState(format!(
+                "the host speaks version {} of the agent protocol, this guest version {PROTOCOL_VERSION}",
+                request.protocol_version
+            )));
+        }
+        if std::mem::replace(&mut self.state().set_up, true) {
+            return Err(AgentError::WrongState("the guest is set up already".to_owned()));
+        }
+        if request.unix_nanos != 0 {
+            set_clock(request.unix_nanos)?;
+        }
+        if !request.hostname.is_empty() {
+            rustix::system::sethostname(request.hostname.as_bytes())
+                .attempt(|| format!("set the hostname {:?}", request.hostname))?;
+        }
+        mount_shm(if request.shm_bytes == 0 { DEFAULT_SHM } else { request.shm_bytes })?;
+        if request.shared_pid_namespace {
+            // Blocks for a millisecond or two, before the guest has anything else to do.
+            let mut pause = None;
+            self.spawner
+                .spawn(&Request::Pause, &[], |spawned| pause = Some(spawned.pid))
+                .map_err(|error| AgentError::Failed(error.to_string()))?;
+            self.state().pause = pause;
+        }
+        network::configure(request).await?;
+        let kernel = rustix::system::uname();
+        Ok(api::SetupSandboxResponse {
+            protocol_version: PROTOCOL_VERSION,
+            kernel_release: kernel.release().to_string_lossy().into_owned(),
+        })
+    }
+
+    /// Adds an extent, or finds it added.
+    ///
+    /// # Errors
+    ///
+    /// As [`Extents::begin_add`] and [`extents::add`].
+    pub async fn add_extent(&self, request: api::AddExtentRequest) -> Result<()> {
+        if !self.state().extents.begin_add(&request)? {
+            return Ok(());
+        }
+        let copy = request.clone();
+        let added = blocking(move || extents::add(&copy)).await;
+        if added.is_err() {
+            self.state().extents.forget(&request);
+        }
+        added
+    }
+
+    /// Removes an extent.
+    ///
+    /// # Errors
+    ///
+    /// As [`Extents::begin_remove`] and [`extents::remove`].
+    pub async fn remove_extent(&self, request: api::RemoveExtentRequest) -> Result<()> {
+        let key = self.state().extents.begin_remove(&request)?;
+        blocking(move || extents::remove(key)).await
+    }
+
+    /// The PID namespace a new container joins; `None` for one of its own.
+    ///
+    /// # Errors
+    ///
+    /// [`AgentError::WrongState`] when there is no such namespace now.
+    pub fn pid_namespace(&self, request: &api::CreateContainerRequest) -> Result<Option<PathBuf>> {
+        let pid = match request.pid_namespace() {
+            api::NamespaceMode::Container => return Ok(None),
+            api::NamespaceMode::Pod => self.state().pause.ok_or_else(|| {
+                AgentError::WrongState("the pod has no PID namespace of its own".to_owned())
+            })?,
+            api::NamespaceMode::Target => {
+                let target = self.container(&request.pid_target)?;
+                target.check_running()?;
+                target.init.pid().ok_or_else(|| {
+                    AgentError::WrongState(format!("container {} has no process", request.pid_target))
+                })?
+            }
+        };
+        Ok(Some(PathBuf::from(format!("/proc/{}/ns/pid", pid.as_raw_nonzero()))))
+    }
+
+    /// Creates a container.
+    ///
+    /// # Errors
+    ///
+    /// As [`create`]; [`AgentError::AlreadyExists`] if the id is taken.
+    pub async fn create_container(self: &Arc<Self>, request: api::CreateContainerRequest) -> Result<u32> {
+        let id = request.container_id.clone();
+        check_id(&id)?;
+        let container = Container::new(&id, request.layers.clone());
+        {
+            let mut state = self.state();
+            if state.containers.contains_key(&id) {
+                return Err(AgentError::AlreadyExists(format!("container {id} exists")));
+            }
+            state.extents.take_layers(&container.layers)?;
+            state.containers.insert(id.clone(), Arc::clone(&container));
+        }
+        let created = create(self, &container, request).await;
+        if created.is_err() {
+            self.discard(&container).await;
+        }
+        created
+    }
+
+    /// Deletes a container that is stopped, or was never started.
+    ///
+    /// # Errors
+    ///
+    /// [`AgentError::WrongState`] while it runs.
+    pub async fn delete_container(&self, id: &str) -> Result<Exit> {
+        let container = self.container(id)?;
+        container.init.advance(&[Phase::Created, Phase::Stopped], Phase::Deleting)?;
+        self.discard(&container).await;
+        Ok(container.init.ended().map_or_else(|| Exit::now(137), |ended| ended.exit))
+    }
+
+    /// Takes a container down and forgets it.
+    async fn discard(&self, container: &Arc<Container>) {
+        self.oom.remove(&container.id);
+        let copy = Arc::clone(container);
+        if let Err(error) = blocking(move || copy.clear()).await {
+            crate::log!("cannot clear container {}: {error}", container.id);
+        }
+        let mut state = self.state();
+        state.extents.give_layers(&container.layers);
+        state.containers.remove(&container.id);
+    }
+
+    /// Ends the guest.
+    pub async fn shut_down(&self) {
+        let _ = blocking(|| {
+            end_pod();
+            Ok(())
+        })
+        .await;
+        mark::write(Mark::PowerOff);
+        // Where no machine watches for the mark, the kernel's own way.
+        if let Err(error) = reboot(RebootCommand::PowerOff) {
+            crate::log!("cannot power off: {error}");
+        }
+    }
+}
+
+/// Steps the wall clock.
+///
+/// # Errors
+///
+/// When the kernel refuses.
+pub fn set_clock(unix_nanos: u64) -> Result<()> {
+    const SECOND: u64 = 1_000_000_000;
+    let time = Timespec {
+        tv_sec: i64::try_from(unix_nanos / SECOND).unwrap_or(i64::MAX),
+        tv_nsec: i64::try_from(unix_nanos % SECOND).unwrap_or_default(),
+    };
+    clock_settime(ClockId::Realtime, time).attempt(|| format!("set the clock to {unix_nanos} ns"))
+}
+
+fn mount_shm(bytes: u64) -> Result<()> {
+    fs::create_dir_all(paths::SHM).attempt(|| format!("create {}", paths::SHM))?;
+    let options = std::ffi::CString::new(format!("mode=1777,size={bytes}")).unwrap_or_default();
+    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    mount("shm", paths::SHM, c"tmpfs", flags, Some(options.as_c_str()))
+        .attempt(|| format!("mount a tmpfs of {bytes} bytes on {}", paths::SHM))
+}
+
+/// Kills all containers and writes volumes out. The scratch disk is not written out: it ends with the pod.
+fn end_pod() {
+    let _ = fs::write(format!("{}/cgroup.kill", paths::POD_CGROUP), "1");
+    let deadline = Instant::now() + Duration::from_secs(2);
+    let events = format!("{}/cgroup.events", paths::POD_CGROUP);
+    while fs::read_to_string(&events).is_ok_and(|text| text.contains("populated 1"))
+        && Instant::now() < deadline
+    {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    for entry in fs::read_dir(paths::BLOCK_VOLUMES).into_iter().flatten().flatten() {
+        if let Ok(directory) = fs::File::open(entry.path()) {
+            let _ = rustix::fs::syncfs(&directory);
+        }
+        let _ = unmount(entry.path(), UnmountFlags::DETACH);
+    }
+}
+
+/// Runs what may block on a thread made for that.
+///
+/// # Errors
+///
+/// Those of `work`.
+pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|error| AgentError::Failed(format!("a task of the agent failed: {error}")))?
+}

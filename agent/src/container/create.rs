@@ -1,0 +1,216 @@
+//! Creating a container and starting it.
+
+use std::fs;
+use std::io::Write;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError};
+
+use libcontainer::container::{Container as State, ContainerStatus};
+use oci_spec::runtime::Spec;
+use ravelin_proto::agent as api;
+
+use super::{Container, Facts, devices, mounts, rootfs, seccomp, spec, user};
+use crate::agent::Agent;
+use crate::error::{AgentError, Attempt, Result, chain};
+use crate::process::{Ended, Phase};
+use crate::spawner::{Console, Request, SpawnerError};
+use crate::stdio::{self, Endpoints, Pumps};
+use crate::{paths, sysctl};
+
+/// Creates a container, down to a first process that waits to be started.
+///
+/// # Errors
+///
+/// Whatever a step says; nothing of the container is left then.
+pub async fn create(
+    agent: &Arc<Agent>,
+    container: &Arc<Container>,
+    request: api::CreateContainerRequest,
+) -> Result<u32> {
+    let endpoints = Endpoints::take(&agent.streams, &request.stdio.unwrap_or_default()).await?;
+    let pid_namespace = agent.pid_namespace(&request)?;
+    let task = {
+        let (agent, container) = (Arc::clone(agent), Arc::clone(container));
+        let runtime = tokio::runtime::Handle::current();
+        tokio::task::spawn_blocking(move || {
+            let _guard = runtime.enter();
+            build(&agent, &container, &request, pid_namespace, endpoints)
+        })
+    };
+    task.await
+        .map_err(|error| AgentError::Failed(format!("create container {}: {error}", container.id)))??;
+    container.init.advance(&[Phase::Creating], Phase::Created)?;
+    container
+        .init
+        .pid()
+        .map(|pid| pid.as_raw_nonzero().get().cast_unsigned())
+        .ok_or_else(|| AgentError::Failed(format!("container {} has no process", container.id)))
+}
+
+/// The blocking part.
+fn build(
+    agent: &Arc<Agent>,
+    container: &Arc<Container>,
+    request: &api::CreateContainerRequest,
+    pid_namespace: Option<PathBuf>,
+    endpoints: Endpoints,
+) -> Result<()> {
+    let id = &container.id;
+    let stdio = request.stdio.unwrap_or_default();
+    let parsed: Spec = serde_json::from_slice(&request.spec)
+        .map_err(|error| AgentError::Invalid(format!("read the spec of container {id}: {error}")))?;
+    let rules = parsed
+        .linux()
+        .as_ref()
+        .and_then(|linux| linux.resources().as_ref())
+        .and_then(|resources| resources.devices().clone())
+        .unwrap_or_default();
+
+    let rootfs = rootfs::mount(id, &request.layers)?;
+    let sources = mounts::resolve(id, &request.mounts)?;
+    let home = |uid| user::home(&rootfs, uid);
+    let has_control = |file: &str| Path::new(paths::POD_CGROUP).join(file).exists();
+    let completed = spec::complete(
+        parsed,
+        &spec::Guest {
+            id,
+            rootfs: &rootfs,
+            sources: &sources,
+            pid_namespace,
+            terminal: stdio.terminal,
+            home: &home,
+            has_control: &has_control,
+        },
+    )?;
+    sysctl::apply(&completed.sysctls)?;
+    let bundle = paths::container(id).join("bundle");
+    write_bundle(&bundle, &completed)?;
+    container.cgroup.create()?;
+    devices::enforce(container.cgroup.path(), &rules)?;
+    agent.oom.add(id);
+
+    let process = completed.spec.process().as_ref();
+    let uid = process.map_or(0, |process| process.user().uid());
+    *container.facts.lock().unwrap_or_else(PoisonError::into_inner) = Facts {
+        bundle: bundle.clone(),
+        rootfs: rootfs.clone(),
+        oom_score_adj: process.and_then(|process| process.oom_score_adj()).unwrap_or(0),
+        filtered: completed.seccomp.is_some(),
+    };
+    let console = stdio.terminal.then(|| Console { size: console_size(process), uid });
+    let request = Request::Create { id: id.clone(), bundle, console };
+    run(agent, container, &container.init, "", &request, uid, endpoints)
+        .map_err(|error| AgentError::Failed(format!("create container {id}: {error}")))
+}
+
+/// The terminal's size that a process asks for.
+pub(super) fn console_size(process: Option<&oci_spec::runtime::Process>) -> Option<(u16, u16)> {
+    let size = process.and_then(|process| process.console_size())?;
+    Some((u16::try_from(size.width()).ok()?, u16::try_from(size.height()).ok()?))
+}
+
+/// Why a process could not be made.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum RunError {
+    #[error(transparent)]
+    Spawner(#[from] SpawnerError),
+    #[error(transparent)]
+    Agent(#[from] AgentError),
+    #[error("carry the standard streams: {0}")]
+    Streams(#[from] std::io::Error),
+}
+
+/// Has the spawner make a process, notes it for the reaper, and connects its streams.
+pub(super) fn run(
+    agent: &Arc<Agent>,
+    container: &Arc<Container>,
+    process: &Arc<crate::process::Process>,
+    exec_id: &str,
+    request: &Request,
+    uid: u32,
+    endpoints: Endpoints,
+) -> std::result::Result<(), RunError> {
+    let terminal =
+        matches!(request, Request::Create { console: Some(_), .. } | Request::Exec { console: Some(_), .. });
+    let prepared = if terminal { None } else { Some(stdio::prepare(&endpoints, uid)?) };
+    let fds: Vec<_> = prepared.iter().flat_map(|(fds, _)| fds.iter().map(AsFd::as_fd)).collect();
+    let mut noted = Ok(());
+    agent.spawner.spawn(request, &fds, |spawned| {
+        noted = process.born(spawned.pid).and_then(|()| {
+            if let Some(console) = &spawned.console {
+                let master = console.try_clone().attempt(|| "keep a terminal".to_owned())?;
+                process.set_console(master);
+            }
+            Ok(())
+        });
+        let exit = agent.reaper.watch(spawned.pid);
+        watch_exit(agent, container, process, exec_id, exit);
+    })?;
+    noted?;
+    drop(fds);
+    let pumps = match (prepared, process.console()) {
+        (Some((fds, ends)), _) => {
+            // The process has its own; a pipe ends only when the agent's copies are gone.
+            drop(fds);
+            Pumps::over_pipes(endpoints, ends)?
+        }
+        (None, Some(master)) => Pumps::over_terminal(endpoints, master)?,
+        (None, None) => return Err(SpawnerError::NoAnswer.into()),
+    };
+    process.set_pumps(pumps);
+    Ok(())
+}
+
+/// Tells of a process's end once the reaper has seen it.
+fn watch_exit(
+    agent: &Arc<Agent>,
+    container: &Arc<Container>,
+    process: &Arc<crate::process::Process>,
+    exec_id: &str,
+    exit: tokio::sync::oneshot::Receiver<crate::reaper::Exit>,
+) {
+    let (agent, container, process) = (Arc::clone(agent), Arc::clone(container), Arc::clone(process));
+    let exec_id = exec_id.to_owned();
+    tokio::spawn(async move {
+        let Ok(exit) = exit.await else { return };
+        let oom_killed = agent.oom.check(&container.id);
+        if exec_id.is_empty() {
+            // In a PID namespace of its own the kernel kills the rest; in a shared one nobody else would.
+            let _ = container.cgroup.kill();
+        }
+        process.end(Ended { exit, oom_killed });
+        agent.tell_exit(&container.id, &exec_id, exit);
+    });
+}
+
+fn write_bundle(bundle: &Path, completed: &spec::Completed) -> Result<()> {
+    fs::create_dir_all(bundle).attempt(|| format!("create {}", bundle.display()))?;
+    let config = serde_json::to_vec(&completed.spec)
+        .map_err(|error| AgentError::Failed(format!("write {}: {error}", bundle.display())))?;
+    fs::write(bundle.join("config.json"), config).attempt(|| format!("write {}", bundle.display()))?;
+    if let Some(profile) = &completed.seccomp {
+        let filter = seccomp::compile(profile)?;
+        fs::write(bundle.join("seccomp.bpf"), filter).attempt(|| format!("write {}", bundle.display()))?;
+    }
+    Ok(())
+}
+
+/// Lets a created container's first process go on to its program.
+pub(super) fn start(id: &str) -> Result<()> {
+    let state = Path::new(paths::RUNTIME).join(id);
+    let failed = |text: String| AgentError::Failed(format!("start container {id}: {text}"));
+    // First, so that an exec right after finds it running.
+    let mut container = State::load(state.clone()).map_err(|error| failed(chain(&error)))?;
+    container.set_status(ContainerStatus::Running).save().map_err(|error| failed(chain(&error)))?;
+    // What libcontainer's own start does, without changing the working directory of a process with threads.
+    UnixStream::connect(state.join("notify.sock"))
+        .and_then(|mut socket| socket.write_all(b"start container"))
+        .map_err(|error| match error.kind() {
+            std::io::ErrorKind::ConnectionRefused => {
+                AgentError::WrongState(format!("container {id} ended before it was started"))
+            }
+            _ => failed(error.to_string()),
+        })
+}

@@ -1,0 +1,132 @@
+//! Further processes in a running container.
+
+use std::fs;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use oci_spec::runtime::Process as SpecProcess;
+use ravelin_proto::agent as api;
+
+use super::{Container, Exec, create, spec, user};
+use crate::agent::Agent;
+use crate::error::{AgentError, Attempt, Result};
+use crate::process::{Ended, Phase, Process};
+use crate::reaper::Exit;
+use crate::spawner::{Console, Request};
+use crate::stdio::Endpoints;
+
+/// What an exec will run.
+#[derive(Debug)]
+pub(super) struct Plan {
+    process: SpecProcess,
+    stdio: api::Stdio,
+    endpoints: Endpoints,
+}
+
+/// Notes an exec; its process is made when it is started.
+///
+/// # Errors
+///
+/// [`AgentError::WrongState`] unless the container runs, [`AgentError::AlreadyExists`] if the id is taken.
+pub async fn exec(agent: &Arc<Agent>, container: &Container, request: api::ExecRequest) -> Result<()> {
+    let id = request.exec_id;
+    super::check_id(&id)?;
+    container.check_running()?;
+    let name = format!("exec {id} of container {}", container.id);
+    let process: SpecProcess = serde_json::from_slice(&request.process)
+        .map_err(|error| AgentError::Invalid(format!("read the process of {name}: {error}")))?;
+    let stdio = request.stdio.unwrap_or_default();
+    let facts = container.facts();
+    let home = |uid| user::home(&facts.rootfs, uid);
+    let score = Some(facts.oom_score_adj);
+    let process = spec::complete_process(process, facts.filtered, stdio.terminal, score, &home)
+        .map_err(|text| AgentError::Invalid(format!("{name}: {text}")))?;
+    if container.execs().contains_key(&id) {
+        return Err(AgentError::AlreadyExists(format!("{name} exists")));
+    }
+    let endpoints = Endpoints::take(&agent.streams, &stdio).await?;
+    let exec = Exec {
+        process: Process::new(name.clone(), Phase::Created),
+        plan: Mutex::new(Some(Plan { process, stdio, endpoints })),
+    };
+    let mut execs = container.execs();
+    if execs.contains_key(&id) {
+        return Err(AgentError::AlreadyExists(format!("{name} exists")));
+    }
+    execs.insert(id, Arc::new(exec));
+    Ok(())
+}
+
+/// Makes and starts an exec's process.
+///
+/// # Errors
+///
+/// The builder's words; the exec counts as ended with status 255 then.
+pub async fn start_exec(agent: &Arc<Agent>, container: &Arc<Container>, id: &str) -> Result<()> {
+    let exec = container.exec(id)?;
+    exec.process.advance(&[Phase::Created], Phase::Starting)?;
+    let plan = exec.plan.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let started = match plan {
+        Some(plan) => {
+            let (agent, container, process) =
+                (Arc::clone(agent), Arc::clone(container), Arc::clone(&exec.process));
+            let id = id.to_owned();
+            let runtime = tokio::runtime::Handle::current();
+            tokio::task::spawn_blocking(move || {
+                let _guard = runtime.enter();
+                build(&agent, &container, &process, &id, plan)
+            })
+            .await
+            .map_err(|error| AgentError::Failed(format!("start {}: {error}", exec.process.name())))
+            .and_then(|started| started)
+        }
+        None => Err(AgentError::WrongState(format!("{} was started before", exec.process.name()))),
+    };
+    match &started {
+        Ok(()) => {
+            // It may have ended already.
+            let _ = exec.process.advance(&[Phase::Starting], Phase::Running);
+        }
+        Err(_) => exec.process.end(Ended { exit: Exit::now(255), oom_killed: false }),
+    }
+    started
+}
+
+fn build(
+    agent: &Arc<Agent>,
+    container: &Arc<Container>,
+    process: &Arc<Process>,
+    id: &str,
+    plan: Plan,
+) -> Result<()> {
+    container.check_running()?;
+    container.check_not_paused()?;
+    let facts = container.facts();
+    let file = facts.bundle.join(format!("exec-{id}.json"));
+    let text = serde_json::to_vec(&plan.process)
+        .map_err(|error| AgentError::Failed(format!("write {}: {error}", file.display())))?;
+    fs::write(&file, text).attempt(|| format!("write {}", file.display()))?;
+    let uid = plan.process.user().uid();
+    let size = create::console_size(Some(&plan.process));
+    let request = Request::Exec {
+        id: container.id.clone(),
+        bundle: facts.bundle,
+        process: file.clone(),
+        console: plan.stdio.terminal.then_some(Console { size, uid }),
+    };
+    let done = create::run(agent, container, process, id, &request, uid, plan.endpoints);
+    let _ = fs::remove_file(&file);
+    done.map_err(|error| AgentError::Failed(format!("start {}: {error}", process.name())))
+}
+
+/// Deletes an exec that has ended, or was never started.
+///
+/// # Errors
+///
+/// [`AgentError::WrongState`] while it runs.
+pub fn delete_exec(container: &Container, id: &str) -> Result<Exit> {
+    let exec = container.exec(id)?;
+    exec.process.advance(&[Phase::Created, Phase::Stopped], Phase::Deleting)?;
+    exec.process.finish_streams();
+    container.execs().remove(id);
+    Ok(exec.process.ended().map_or_else(|| Exit::now(0), |ended| ended.exit))
+}

@@ -1,0 +1,200 @@
+//! Containers: what one is, how it is made, started and taken down.
+
+pub mod cgroup;
+mod create;
+mod devices;
+mod exec;
+pub mod mounts;
+mod rootfs;
+pub mod seccomp;
+mod spec;
+mod user;
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::error::{AgentError, Result};
+use crate::process::{Phase, Process};
+use cgroup::Cgroup;
+
+pub use create::create;
+pub use exec::{delete_exec, exec, start_exec};
+pub use spec::limit;
+
+/// A container.
+#[derive(Debug)]
+pub struct Container {
+    /// Its id.
+    pub id: String,
+    /// Extents of its layers.
+    pub layers: Vec<u32>,
+    /// Its cgroup.
+    pub cgroup: Cgroup,
+    /// Its first process.
+    pub init: Arc<Process>,
+    facts: Mutex<Facts>,
+    paused: AtomicBool,
+    execs: Mutex<HashMap<String, Arc<Exec>>>,
+}
+
+/// What building a container found out and later execs need.
+#[derive(Debug, Clone, Default)]
+struct Facts {
+    bundle: PathBuf,
+    rootfs: PathBuf,
+    oom_score_adj: i32,
+    /// It has a seccomp filter.
+    filtered: bool,
+}
+
+/// A further process of a container.
+#[derive(Debug)]
+pub struct Exec {
+    /// The process.
+    pub process: Arc<Process>,
+    /// What to run, until it is started.
+    plan: Mutex<Option<exec::Plan>>,
+}
+
+impl Container {
+    /// A container that is being created.
+    #[must_use]
+    pub fn new(id: &str, layers: Vec<u32>) -> Arc<Self> {
+        Arc::new(Self {
+            id: id.to_owned(),
+            layers,
+            cgroup: Cgroup::of(id),
+            init: Process::new(format!("container {id}"), Phase::Creating),
+            facts: Mutex::default(),
+            paused: AtomicBool::new(false),
+            execs: Mutex::default(),
+        })
+    }
+
+    /// One of its processes: the first if `exec` is empty.
+    ///
+    /// # Errors
+    ///
+    /// [`AgentError::NotFound`].
+    pub fn process(&self, exec: &str) -> Result<Arc<Process>> {
+        if exec.is_empty() { Ok(Arc::clone(&self.init)) } else { Ok(Arc::clone(&self.exec(exec)?.process)) }
+    }
+
+    /// One of its execs.
+    ///
+    /// # Errors
+    ///
+    /// [`AgentError::NotFound`].
+    pub fn exec(&self, id: &str) -> Result<Arc<Exec>> {
+        self.execs()
+            .get(id)
+            .cloned()
+            .ok_or_else(|| AgentError::NotFound(format!("container {} has no exec {id}", self.id)))
+    }
+
+    fn execs(&self) -> MutexGuard<'_, HashMap<String, Arc<Exec>>> {
+        self.execs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn facts(&self) -> Facts {
+        self.facts.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Starts its first process.
+    ///
+    /// # Errors
+    ///
+    /// [`AgentError::WrongState`] unless it is created and not started.
+    pub fn start(&self) -> Result<()> {
+        self.init.advance(&[Phase::Created], Phase::Starting)?;
+        create::start(&self.id)?;
+        // It may have ended already.
+        let _ = self.init.advance(&[Phase::Starting], Phase::Running);
+        Ok(())
+    }
+
+    /// Freezes or thaws its processes.
+    ///
+    /// # Errors
+    ///
+    /// [`AgentError::WrongState`] unless it runs; otherwise the kernel's refusal.
+    pub async fn set_paused(&self, paused: bool) -> Result<()> {
+        self.check_running()?;
+        self.cgroup.freeze(paused).await?;
+        self.paused.store(paused, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Refuses unless its first process runs its program.
+    ///
+    /// # Errors
+    ///
+    /// [`AgentError::WrongState`].
+    pub fn check_running(&self) -> Result<()> {
+        match self.init.phase() {
+            Phase::Running => Ok(()),
+            _ => Err(AgentError::WrongState(format!("container {} is not running", self.id))),
+        }
+    }
+
+    /// Refuses if its processes are frozen: one more would never get anywhere.
+    fn check_not_paused(&self) -> Result<()> {
+        if self.paused.load(Ordering::Relaxed) {
+            return Err(AgentError::WrongState(format!("container {} is paused", self.id)));
+        }
+        Ok(())
+    }
+
+    /// Takes down what it had in the guest. Its processes must have ended, or have no right to go on.
+    ///
+    /// # Errors
+    ///
+    /// When processes do not die.
+    pub fn clear(&self) -> Result<()> {
+        for exec in self.execs().drain() {
+            exec.1.process.finish_streams();
+        }
+        let removed = self.cgroup.remove();
+        self.init.finish_streams();
+        rootfs::unmount_and_clear(&self.id);
+        let _ = std::fs::remove_dir_all(std::path::Path::new(crate::paths::RUNTIME).join(&self.id));
+        removed
+    }
+}
+
+/// Refuses ids that are not what the OCI runtime spec and a path allow.
+///
+/// # Errors
+///
+/// [`AgentError::Invalid`].
+pub fn check_id(id: &str) -> Result<()> {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.' | b'+');
+    // libcontainer's socket for a container must fit in a socket address.
+    if id.is_empty() || id.len() > 76 || id.starts_with('.') || !id.bytes().all(plain) || id == "pause" {
+        return Err(AgentError::Invalid(format!("{id:?} is no id for a container or exec")));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_that_are_paths_are_refused() {
+        for id in ["", ".", "..", "a/b", "../x", "pause", "a b", &"x".repeat(77)] {
+            assert!(check_id(id).is_err(), "{id:?}");
+        }
+        check_id(&"f".repeat(64)).unwrap();
+    }
+
+    #[test]
+    fn a_missing_exec_is_not_found() {
+        let container = Container::new("c", vec![]);
+        assert!(matches!(container.process("e"), Err(AgentError::NotFound(_))));
+        assert!(container.process("").is_ok());
+        assert!(matches!(container.start(), Err(AgentError::WrongState(_))));
+    }
+}

@@ -1,0 +1,96 @@
+//! A container's root file system: its layers below, a writable directory of the scratch disk on top.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::CWD;
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, UnmountFlags, fsconfig_create,
+    fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount, unmount,
+};
+
+use crate::error::{AgentError, Attempt, Result};
+use crate::paths;
+
+/// Mounts an overlay of `layers` (topmost first) for a container and returns its path.
+///
+/// # Errors
+///
+/// When there is no layer, or the kernel refuses.
+pub fn mount(id: &str, layers: &[u32]) -> Result<PathBuf> {
+    if layers.is_empty() {
+        return Err(AgentError::Invalid(format!("container {id} has no image layer")));
+    }
+    let target = paths::container(id).join("rootfs");
+    let scratch = paths::container_scratch(id);
+    let (upper, work) = (scratch.join("upper"), scratch.join("work"));
+    for dir in [&target, &upper, &work] {
+        fs::create_dir_all(dir).attempt(|| format!("create {}", dir.display()))?;
+    }
+    let lower: Vec<PathBuf> = layers.iter().map(|layer| paths::layer(*layer)).collect();
+    copy_root_attributes(lower.first().map(PathBuf::as_path), &upper)?;
+    overlay(&lower, &upper, &work, &target)
+        .attempt(|| format!("mount the root file system of {id} from {} layers", layers.len()))?;
+    Ok(target)
+}
+
+/// The overlay's root directory takes mode and owner from the upper one: give it the image's.
+fn copy_root_attributes(from: Option<&Path>, to: &Path) -> Result<()> {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+    let Some(from) = from else { return Ok(()) };
+    let image = fs::metadata(from).attempt(|| format!("look at {}", from.display()))?;
+    chown(to, Some(image.uid()), Some(image.gid()))
+        .attempt(|| format!("change the owner of {}", to.display()))?;
+    fs::set_permissions(to, fs::Permissions::from_mode(image.mode() & 0o7777))
+        .attempt(|| format!("change the mode of {}", to.display()))
+}
+
+fn overlay(lower: &[PathBuf], upper: &Path, work: &Path, target: &Path) -> io::Result<()> {
+    let context = fsopen(c"overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    for layer in lower {
+        // One call a layer: no limit on how many fit in a page of options.
+        fsconfig_set_string(&context, c"lowerdir+", layer)?;
+    }
+    fsconfig_set_string(&context, c"upperdir", upper)?;
+    fsconfig_set_string(&context, c"workdir", work)?;
+    // The upper directory lives no longer than the machine, so nothing is gained by writing it out in order.
+    fsconfig_set_flag(&context, c"volatile")?;
+    fsconfig_create(&context)?;
+    let mount = fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())?;
+    move_mount(&mount, c"", CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
+    Ok(())
+}
+
+/// Unmounts what [`mount`] mounted and gives the scratch space back, the latter in the background.
+pub fn unmount_and_clear(id: &str) {
+    let directory = paths::container(id);
+    for mounted in mounts_below(&directory) {
+        if let Err(error) = unmount(&mounted, UnmountFlags::DETACH) {
+            crate::log!("cannot unmount {}: {error}", mounted.display());
+        }
+    }
+    let _ = fs::remove_dir_all(&directory);
+    let scratch = paths::container_scratch(id);
+    // Renamed at once, so that the id is free; removed when there is time.
+    let trash = Path::new(paths::SCRATCH).join("trash").join(format!("{id}-{}", unique()));
+    if fs::rename(&scratch, &trash).is_ok() {
+        std::thread::spawn(move || fs::remove_dir_all(&trash));
+    }
+}
+
+/// What the agent mounted in a container's directory: its root and its bind sources.
+fn mounts_below(directory: &Path) -> Vec<PathBuf> {
+    let mut mounts = vec![directory.join("rootfs")];
+    if let Ok(entries) = fs::read_dir(directory.join("mounts")) {
+        mounts.extend(entries.flatten().map(|entry| entry.path()));
+    }
+    mounts.retain(|path| path.exists());
+    mounts
+}
+
+fn unique() -> u64 {
+    use std::sync::atomic::{AtomicU64, Ordering};
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}

@@ -1,0 +1,81 @@
+//! What can go wrong with a request, and how the host is told.
+
+use std::io;
+
+use tonic::Status;
+
+/// Why a request failed. Each kind is one gRPC code; the text is a sentence for people.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// No such container, process, stream, extent or volume.
+    #[error("{0}")]
+    NotFound(String),
+    /// The id is taken.
+    #[error("{0}")]
+    AlreadyExists(String),
+    /// The object is in the wrong state for the call.
+    #[error("{0}")]
+    WrongState(String),
+    /// The request itself is wrong.
+    #[error("{0}")]
+    Invalid(String),
+    /// The guest's kernel refused.
+    #[error("{attempt}: {source}")]
+    Os {
+        /// What was attempted, on what.
+        attempt: String,
+        /// The kernel's reason.
+        source: io::Error,
+    },
+    /// Something else in the guest failed.
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// The result of the agent's own functions.
+pub type Result<T> = std::result::Result<T, AgentError>;
+
+/// Says what was attempted when a system call fails.
+pub trait Attempt<T> {
+    /// Turns the failure into an [`AgentError::Os`] that begins with `attempt`'s text.
+    ///
+    /// # Errors
+    ///
+    /// When `self` is one.
+    fn attempt(self, attempt: impl FnOnce() -> String) -> Result<T>;
+}
+
+impl<T, E: Into<io::Error>> Attempt<T> for std::result::Result<T, E> {
+    fn attempt(self, attempt: impl FnOnce() -> String) -> Result<T> {
+        self.map_err(|source| AgentError::Os { attempt: attempt(), source: source.into() })
+    }
+}
+
+impl From<AgentError> for Status {
+    fn from(error: AgentError) -> Self {
+        let text = error.to_string();
+        match error {
+            AgentError::NotFound(_) => Self::not_found(text),
+            AgentError::AlreadyExists(_) => Self::already_exists(text),
+            AgentError::WrongState(_) => Self::failed_precondition(text),
+            AgentError::Invalid(_) => Self::invalid_argument(text),
+            AgentError::Os { .. } | AgentError::Failed(_) => Self::internal(text),
+        }
+    }
+}
+
+/// An error with all its causes, in one line.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let next = error.to_string();
+        // Transparent wrappers repeat their source's text.
+        if !text.ends_with(&next) {
+            text.push_str(": ");
+            text.push_str(&next);
+        }
+        cause = error.source();
+    }
+    text
+}

@@ -1,0 +1,295 @@
+//! Extents: ranges of the layers and volumes disks that the machine has mapped files into.
+
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use ravelin_proto::agent as api;
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+
+use crate::error::{AgentError, Attempt, Result};
+use crate::paths;
+
+/// Names an extent.
+pub type Key = (api::ExtentDisk, u32);
+
+/// Which extents are there.
+#[derive(Debug, Default)]
+pub struct Extents {
+    known: HashMap<Key, Extent>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Extent {
+    offset: u64,
+    length: u64,
+    filesystem: String,
+    /// How many containers use it.
+    users: usize,
+}
+
+impl Extents {
+    /// Notes an extent that is about to be added; false if it is there already.
+    ///
+    /// # Errors
+    ///
+    /// [`AgentError::Invalid`] for impossible extents, [`AgentError::AlreadyExists`] if the id names another one.
+    pub fn begin_add(&mut self, request: &api::AddExtentRequest) -> Result<bool> {
+        let key = key(request.disk, request.id)?;
+        const BLOCK: u64 = 4096;
+        if request.length == 0
+            || !request.length.is_multiple_of(BLOCK)
+            || !request.offset.is_multiple_of(BLOCK)
+        {
+            return Err(AgentError::Invalid(format!("extent {} is not made of whole blocks", request.id)));
+        }
+        let extent = Extent {
+            offset: request.offset,
+            length: request.length,
+            filesystem: request.filesystem.clone(),
+            users: 0,
+        };
+        match self.known.get(&key) {
+            None => {
+                self.known.insert(key, extent);
+                Ok(true)
+            }
+            Some(known) if Extent { users: 0, ..known.clone() } == extent => Ok(false),
+            Some(_) => {
+                Err(AgentError::AlreadyExists(format!("extent {} is another one already", request.id)))
+            }
+        }
+    }
+
+    /// Forgets an extent, so that it can be removed.
+    ///
+    /// # Errors
+    ///
+    /// [`AgentError::NotFound`], or [`AgentError::WrongState`] while a container uses it.
+    pub fn begin_remove(&mut self, request: &api::RemoveExtentRequest) -> Result<Key> {
+        let key = key(request.disk, request.id)?;
+        match self.known.get(&key) {
+            None => Err(AgentError::NotFound(format!("there is no extent {}", request.id))),
+            Some(extent) if extent.users > 0 => Err(AgentError::WrongState(format!(
+                "extent {} is used by {} containers",
+                request.id, extent.users
+            ))),
+            Some(_) => {
+                self.known.remove(&key);
+                Ok(key)
+            }
+        }
+    }
+
+    /// Forgets an extent whose adding failed.
+    pub fn forget(&mut self, request: &api::AddExtentRequest) {
+        if let Ok(key) = key(request.disk, request.id) {
+            self.known.remove(&key);
+        }
+    }
+
+    /// Counts one more user of each of these layers.
+    ///
+    /// # Errors
+    ///
+    /// [`AgentError::NotFound`] if one is not there; none is counted then.
+    pub fn take_layers(&mut self, layers: &[u32]) -> Result<()> {
+        for layer in layers {
+            if !self.known.contains_key(&(api::ExtentDisk::Layers, *layer)) {
+                return Err(AgentError::NotFound(format!("there is no extent {layer} for a layer")));
+            }
+        }
+        for layer in layers {
+            if let Some(extent) = self.known.get_mut(&(api::ExtentDisk::Layers, *layer)) {
+                extent.users += 1;
+            }
+        }
+        Ok(())
+    }
+
+    /// Counts one user less of each.
+    pub fn give_layers(&mut self, layers: &[u32]) {
+        for layer in layers {
+            if let Some(extent) = self.known.get_mut(&(api::ExtentDisk::Layers, *layer)) {
+                extent.users = extent.users.saturating_sub(1);
+            }
+        }
+    }
+}
+
+fn key(disk: i32, id: u32) -> Result<Key> {
+    let disk = api::ExtentDisk::try_from(disk)
+        .map_err(|_| AgentError::Invalid(format!("there is no extent disk {disk}")))?;
+    if !(1..=255).contains(&id) {
+        return Err(AgentError::Invalid(format!("extent {id} is not from 1 to 255")));
+    }
+    Ok((disk, id))
+}
+
+/// Makes a partition of the extent and mounts what is on it.
+///
+/// # Errors
+///
+/// When the kernel refuses; the partition is taken away again.
+pub fn add(request: &api::AddExtentRequest) -> Result<()> {
+    let key = key(request.disk, request.id)?;
+    let disk = disk(key.0);
+    partition(disk, ADD, key.1, request.offset, request.length)
+        .attempt(|| format!("add extent {} to {disk}", key.1))?;
+    let mounted = wait_for_node(&node(key)).and_then(|()| mount_extent(key, &request.filesystem));
+    if mounted.is_err() {
+        let _ = partition(disk, DELETE, key.1, 0, 0);
+    }
+    mounted
+}
+
+/// Unmounts an extent and takes its partition away.
+///
+/// # Errors
+///
+/// When the kernel refuses.
+pub fn remove(key: Key) -> Result<()> {
+    let target = target(key);
+    match unmount(&target, UnmountFlags::empty()) {
+        // A bare block device was never mounted.
+        Ok(()) | Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => {}
+        Err(error) => return Err(error).attempt(|| format!("unmount {}", target.display())),
+    }
+    let _ = fs::remove_dir(&target);
+    partition(disk(key.0), DELETE, key.1, 0, 0)
+        .attempt(|| format!("remove extent {} of {}", key.1, disk(key.0)))
+}
+
+fn mount_extent(key: Key, filesystem: &str) -> Result<()> {
+    let (kind, flags) = match (key.0, filesystem) {
+        (_, "") => return Ok(()),
+        (_, "erofs") => (c"erofs", MountFlags::RDONLY),
+        (api::ExtentDisk::Volumes, "ext4") => (c"ext4", MountFlags::NOATIME),
+        (api::ExtentDisk::Volumes, "xfs") => (c"xfs", MountFlags::NOATIME),
+        (_, other) => {
+            return Err(AgentError::Invalid(format!("extent {} cannot be mounted as {other:?}", key.1)));
+        }
+    };
+    let target = target(key);
+    fs::create_dir_all(&target).attempt(|| format!("create {}", target.display()))?;
+    let node = node(key);
+    mount(&node, &target, kind, flags, None).attempt(|| format!("mount {node} on {}", target.display()))
+}
+
+const fn disk(disk: api::ExtentDisk) -> &'static str {
+    match disk {
+        api::ExtentDisk::Layers => paths::LAYERS_DISK,
+        api::ExtentDisk::Volumes => paths::VOLUMES_DISK,
+    }
+}
+
+fn node(key: Key) -> String {
+    format!("{}{}", disk(key.0), key.1)
+}
+
+fn target(key: Key) -> PathBuf {
+    match key.0 {
+        api::ExtentDisk::Layers => paths::layer(key.1),
+        api::ExtentDisk::Volumes => Path::new(paths::BLOCK_VOLUMES).join(key.1.to_string()),
+    }
+}
+
+/// The kernel makes the node before the ioctl returns on every kernel seen; the wait costs nothing then.
+fn wait_for_node(node: &str) -> Result<()> {
+    let deadline = Instant::now() + Duration::from_secs(2);
+    while !Path::new(node).exists() {
+        if Instant::now() > deadline {
+            return Err(AgentError::Failed(format!("the device node {node} does not appear")));
+        }
+        std::thread::sleep(Duration::from_micros(200));
+    }
+    Ok(())
+}
+
+const ADD: libc::c_int = 1;
+const DELETE: libc::c_int = 2;
+
+/// `struct blkpg_partition` of `linux/blkpg.h`.
+#[repr(C)]
+struct Partition {
+    start: libc::c_longlong,
+    length: libc::c_longlong,
+    number: libc::c_int,
+    device_name: [u8; 64],
+    volume_name: [u8; 64],
+}
+
+/// `struct blkpg_ioctl_arg`.
+#[repr(C)]
+struct Argument {
+    operation: libc::c_int,
+    flags: libc::c_int,
+    length: libc::c_int,
+    data: *mut Partition,
+}
+
+fn partition(disk: &str, operation: libc::c_int, number: u32, start: u64, length: u64) -> io::Result<()> {
+    const BLKPG: libc::c_ulong = 0x1269;
+    let impossible = |_| io::Error::from(io::ErrorKind::InvalidInput);
+    let mut partition = Partition {
+        start: start.try_into().map_err(impossible)?,
+        length: length.try_into().map_err(impossible)?,
+        number: number.try_into().map_err(impossible)?,
+        device_name: [0; 64],
+        volume_name: [0; 64],
+    };
+    let mut argument = Argument {
+        operation,
+        flags: 0,
+        length: size_of::<Partition>().try_into().map_err(impossible)?,
+        data: &raw mut partition,
+    };
+    let disk = File::open(disk)?;
+    // SAFETY: BLKPG takes a blkpg_ioctl_arg whose data is a blkpg_partition; both live through the call.
+    if unsafe { libc::ioctl(disk.as_raw_fd(), BLKPG as _, &raw mut argument) } == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn extent(id: u32, offset: u64) -> api::AddExtentRequest {
+        api::AddExtentRequest { id, disk: 0, offset, length: 4096, filesystem: "erofs".into() }
+    }
+
+    #[test]
+    fn adding_the_same_extent_twice_is_one_extent() {
+        let mut extents = Extents::default();
+        assert!(extents.begin_add(&extent(1, 0)).unwrap());
+        assert!(!extents.begin_add(&extent(1, 0)).unwrap());
+        assert!(matches!(extents.begin_add(&extent(1, 4096)), Err(AgentError::AlreadyExists(_))));
+    }
+
+    #[test]
+    fn impossible_extents_are_refused() {
+        let mut extents = Extents::default();
+        for bad in [extent(0, 0), extent(256, 0), extent(1, 100)] {
+            assert!(matches!(extents.begin_add(&bad), Err(AgentError::Invalid(_))));
+        }
+    }
+
+    #[test]
+    fn an_extent_in_use_stays() {
+        let mut extents = Extents::default();
+        extents.begin_add(&extent(1, 0)).unwrap();
+        assert!(matches!(extents.take_layers(&[1, 2]), Err(AgentError::NotFound(_))));
+        extents.take_layers(&[1]).unwrap();
+        let remove = api::RemoveExtentRequest { id: 1, disk: 0 };
+        assert!(matches!(extents.begin_remove(&remove), Err(AgentError::WrongState(_))));
+        extents.give_layers(&[1]);
+        extents.begin_remove(&remove).unwrap();
+        assert!(matches!(extents.begin_remove(&remove), Err(AgentError::NotFound(_))));
+    }
+}

@@ -1,0 +1,47 @@
+//! The way from the initial RAM file system to a root that containers can pivot away from.
+
+use std::fs;
+use std::path::Path;
+
+use rustix::mount::{MountFlags, mount, mount_move, mount_remount};
+use rustix::process::{chdir, chroot};
+
+use crate::error::{Attempt, Result};
+
+/// Leaves the initial RAM file system for a tmpfs root with the kernel's file systems mounted.
+///
+/// The kernel refuses `pivot_root` while the root is the initial one. That one stays below, read-only: the agent's
+/// own executable lies there, and no process can open it for writing.
+pub(super) fn enter() -> Result<()> {
+    let new = Path::new("/newroot");
+    make_dir(new)?;
+    mount("root", new, c"tmpfs", MountFlags::empty(), Some(c"mode=0755"))
+        .attempt(|| "mount the new root".to_owned())?;
+    let none = MountFlags::NOSUID | MountFlags::NOEXEC | MountFlags::NODEV;
+    for (kind, dir, flags, data) in [
+        (c"proc", "proc", none, None),
+        (c"sysfs", "sys", none, None),
+        (c"devtmpfs", "dev", MountFlags::NOSUID, Some(c"mode=0755")),
+        (c"devpts", "dev/pts", MountFlags::NOSUID | MountFlags::NOEXEC, Some(c"mode=0620,ptmxmode=0666")),
+        (c"cgroup2", "sys/fs/cgroup", none, None),
+    ] {
+        let target = new.join(dir);
+        make_dir(&target)?;
+        mount(kind, &target, kind, flags, data).attempt(|| format!("mount {}", target.display()))?;
+    }
+    for dir in ["run", "tmp"] {
+        make_dir(&new.join(dir))?;
+    }
+    mount_remount("/", MountFlags::RDONLY, c"").attempt(|| "make the initial root read-only".to_owned())?;
+    chdir(new).attempt(|| "enter the new root".to_owned())?;
+    mount_move(".", "/").attempt(|| "move the new root over the initial one".to_owned())?;
+    chroot(".").attempt(|| "change to the new root".to_owned())?;
+    chdir("/").attempt(|| "enter /".to_owned())
+}
+
+fn make_dir(path: &Path) -> Result<()> {
+    match fs::create_dir(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
+        made => made.attempt(|| format!("create {}", path.display())),
+    }
+}

@@ -1,0 +1,181 @@
+//! The guest's network: what the CNI configured on the host's side, repeated inside.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+
+use futures_util::TryStreamExt;
+use ravelin_proto::agent as api;
+use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags};
+use rtnetlink::packet_route::link::LinkAttribute;
+use rtnetlink::packet_route::route::RouteScope;
+use rtnetlink::{Handle, LinkUnspec, RouteMessageBuilder};
+
+use crate::error::{AgentError, Result};
+use crate::sysctl;
+
+/// Names and addresses interfaces, then adds neighbours and routes; sysctls in between, when names are settled and
+/// nothing is up yet.
+///
+/// # Errors
+///
+/// [`AgentError::Invalid`] for malformed addresses, [`AgentError::NotFound`] for a missing interface, otherwise the
+/// kernel's refusal.
+pub async fn configure(request: &api::SetupSandboxRequest) -> Result<()> {
+    if request.interfaces.is_empty() {
+        return sysctl::apply(&request.sysctls);
+    }
+    let (connection, handle, _) = rtnetlink::new_connection()
+        .map_err(|source| AgentError::Os { attempt: "open a netlink socket".to_owned(), source })?;
+    let connection = tokio::spawn(connection);
+    let done = configure_with(&handle, request).await;
+    connection.abort();
+    done
+}
+
+async fn configure_with(handle: &Handle, request: &api::SetupSandboxRequest) -> Result<()> {
+    let mut indexes = HashMap::new();
+    for interface in &request.interfaces {
+        let index = name(handle, interface).await?;
+        indexes.insert(interface.name.as_str(), index);
+    }
+    sysctl::apply(&request.sysctls)?;
+    for interface in &request.interfaces {
+        let index = index_of(&indexes, &interface.name)?;
+        // The address is the pod's alone, and the link-local one need not wait a second to be sure of that.
+        let _ = std::fs::write(format!("/proc/sys/net/ipv6/conf/{}/accept_dad", interface.name), "0");
+        for address in &interface.addresses {
+            add_address(handle, index, address).await?;
+        }
+        let message = LinkUnspec::new_with_index(index).up().build();
+        let done = handle.link().set(message).execute().await;
+        done.map_err(|error| failed(&format!("bring {} up", interface.name), &error))?;
+    }
+    for neighbour in &request.neighbours {
+        let index = index_of(&indexes, &neighbour.device)?;
+        let address = parse_ip(&neighbour.address)?;
+        let add = handle.neighbours().add(index, address).link_layer_address(&neighbour.mac).replace();
+        let done = add.execute().await;
+        done.map_err(|error| failed(&format!("add the neighbour {address}"), &error))?;
+    }
+    // Routes without a gateway first: the others' gateways are reached through them.
+    let (direct, via): (Vec<_>, Vec<_>) = request.routes.iter().partition(|route| route.gateway.is_empty());
+    for route in direct.into_iter().chain(via) {
+        add_route(handle, index_of(&indexes, &route.device)?, route).await?;
+    }
+    Ok(())
+}
+
+/// Finds an interface by MAC address and gives it name and MTU; answers its index.
+async fn name(handle: &Handle, interface: &api::Interface) -> Result<u32> {
+    let valid = |byte: u8| byte.is_ascii_graphic() && byte != b'/';
+    if interface.name.is_empty() || interface.name.len() > 15 || !interface.name.bytes().all(valid) {
+        return Err(AgentError::Invalid(format!("{:?} is no name for an interface", interface.name)));
+    }
+    let mut links = handle.link().get().execute();
+    let mut found = None;
+    while let Some(link) = links.try_next().await.map_err(|error| failed("list interfaces", &error))? {
+        let has_mac = |attribute: &LinkAttribute| matches!(attribute, LinkAttribute::Address(mac) if *mac == interface.mac);
+        if link.attributes.iter().any(has_mac) {
+            let named = |attribute: &LinkAttribute| matches!(attribute, LinkAttribute::IfName(name) if *name == interface.name);
+            found = Some((link.header.index, link.attributes.iter().any(named)));
+        }
+    }
+    let Some((index, named)) = found else {
+        return Err(AgentError::NotFound(format!("no interface has the MAC address of {}", interface.name)));
+    };
+    let mut message = LinkUnspec::new_with_index(index);
+    if !named {
+        message = message.name(interface.name.clone());
+    }
+    if interface.mtu != 0 {
+        message = message.mtu(interface.mtu);
+    }
+    let done = handle.link().set(message.build()).execute().await;
+    done.map_err(|error| {
+        failed(&format!("name an interface {} with MTU {}", interface.name, interface.mtu), &error)
+    })?;
+    Ok(index)
+}
+
+async fn add_address(handle: &Handle, index: u32, text: &str) -> Result<()> {
+    let (address, prefix) = parse_cidr(text)?;
+    let mut add = handle.address().add(index, address, prefix);
+    if address.is_ipv6() {
+        let flags = AddressFlags::Nodad | AddressFlags::Permanent;
+        add.message_mut().attributes.push(AddressAttribute::Flags(flags));
+    }
+    add.replace().execute().await.map_err(|error| failed(&format!("add the address {text}"), &error))
+}
+
+async fn add_route(handle: &Handle, index: u32, route: &api::Route) -> Result<()> {
+    let mut message = RouteMessageBuilder::<IpAddr>::new().output_interface(index);
+    let impossible = |text: &str| AgentError::Invalid(format!("{text:?} does not fit into a route"));
+    let v6 = route.family == 6;
+    if route.destination.is_empty() {
+        // The family alone: every address of it.
+        let any = if v6 { IpAddr::from([0_u8; 16]) } else { IpAddr::from([0_u8; 4]) };
+        message = message.destination_prefix(any, 0).map_err(|_| impossible("default"))?;
+    } else {
+        let (address, prefix) = parse_cidr(&route.destination)?;
+        message = message.destination_prefix(address, prefix).map_err(|_| impossible(&route.destination))?;
+    }
+    if !route.gateway.is_empty() {
+        message = message.gateway(parse_ip(&route.gateway)?).map_err(|_| impossible(&route.gateway))?;
+    }
+    if !route.source.is_empty() {
+        message = message.pref_source(parse_ip(&route.source)?).map_err(|_| impossible(&route.source))?;
+    }
+    if !v6 {
+        // IPv6 has no scopes of routes.
+        message = message.scope(RouteScope::from(u8::try_from(route.scope).unwrap_or_default()));
+    }
+    if route.priority != 0 {
+        message = message.priority(route.priority);
+    }
+    if route.onlink {
+        message = message.onlink();
+    }
+    let done = handle.route().add(message.build()).replace().execute().await;
+    done.map_err(|error| {
+        let to = if route.destination.is_empty() { "default" } else { &route.destination };
+        failed(&format!("add the route {to} via {:?} dev {}", route.gateway, route.device), &error)
+    })
+}
+
+fn index_of(indexes: &HashMap<&str, u32>, name: &str) -> Result<u32> {
+    indexes.get(name).copied().ok_or_else(|| AgentError::Invalid(format!("there is no interface {name:?}")))
+}
+
+fn parse_ip(text: &str) -> Result<IpAddr> {
+    text.parse().map_err(|_| AgentError::Invalid(format!("{text:?} is no IP address")))
+}
+
+/// Reads an address with its prefix's length.
+fn parse_cidr(text: &str) -> Result<(IpAddr, u8)> {
+    let invalid = || AgentError::Invalid(format!("{text:?} is no address with a prefix"));
+    let (address, prefix) = text.split_once('/').ok_or_else(invalid)?;
+    let address: IpAddr = address.parse().map_err(|_| invalid())?;
+    let prefix: u8 = prefix.parse().map_err(|_| invalid())?;
+    if prefix > if address.is_ipv4() { 32 } else { 128 } {
+        return Err(invalid());
+    }
+    Ok((address, prefix))
+}
+
+fn failed(attempt: &str, error: &rtnetlink::Error) -> AgentError {
+    AgentError::Failed(format!("{attempt}: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_need_a_fitting_prefix() {
+        assert_eq!(parse_cidr("10.1.2.3/24").unwrap(), ("10.1.2.3".parse().unwrap(), 24));
+        assert_eq!(parse_cidr("fd00::3/64").unwrap(), ("fd00::3".parse().unwrap(), 64));
+        for bad in ["10.1.2.3", "10.1.2.3/33", "fd00::1/129", "x/8", "1.2.3.4/-1"] {
+            assert!(parse_cidr(bad).is_err(), "{bad}");
+        }
+    }
+}

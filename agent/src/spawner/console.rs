@@ -1,0 +1,100 @@
+//! Terminals: a helper process that takes the master side libcontainer makes, and readies it in time.
+
+use std::io::{self, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
+
+use rustix::fs::{Gid, Uid, fchown};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
+use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer};
+use rustix::termios::{Winsize, tcsetwinsize};
+
+use super::message::{Console, Reply, send};
+use crate::paths;
+
+/// Waits for the terminal while libcontainer builds: it sets size and owner before the program runs, and sends the
+/// master side to the agent.
+#[derive(Debug)]
+pub(super) struct Keeper {
+    helper: Option<Pid>,
+    path: Option<PathBuf>,
+    gate: Option<OwnedFd>,
+}
+
+impl Keeper {
+    /// Starts the helper if a terminal is wanted.
+    pub(super) fn start(console: Option<Console>, agent: BorrowedFd<'_>) -> io::Result<Self> {
+        let Some(console) = console else {
+            return Ok(Self { helper: None, path: None, gate: None });
+        };
+        let path = PathBuf::from(paths::RUN).join(format!("console-{}", std::process::id()));
+        let listener = UnixListener::bind(&path)?;
+        let (gate, open) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+        // SAFETY: this process has one thread, so the child may go on as an ordinary process.
+        match unsafe { libc::fork() } {
+            -1 => Err(io::Error::last_os_error()),
+            0 => {
+                drop(gate);
+                if let Err(error) = take(&listener, console, agent) {
+                    crate::log!("cannot take over a terminal: {error}");
+                }
+                drop(open);
+                std::process::exit(0)
+            }
+            pid => Ok(Self { helper: Pid::from_raw(pid), path: Some(path), gate: Some(gate) }),
+        }
+    }
+
+    /// The console socket for libcontainer.
+    pub(super) fn path(&self) -> Option<PathBuf> {
+        self.path.clone()
+    }
+
+    /// Becomes readable (at its end) when the terminal is ready.
+    pub(super) fn gate(&self) -> Option<OwnedFd> {
+        self.gate.as_ref().and_then(|gate| gate.try_clone().ok())
+    }
+
+    /// Ends the helper, which has nothing left to do once libcontainer has returned.
+    pub(super) fn finish(self) {
+        if let Some(path) = &self.path {
+            let _ = std::fs::remove_file(path);
+        }
+        let Some(pid) = self.helper else { return };
+        // It has sent the terminal, or never will: the program runs only after the gate.
+        if matches!(waitpid(Some(pid), WaitOptions::NOHANG), Ok(None)) {
+            let _ = kill_process(pid, Signal::KILL);
+            let _ = waitpid(Some(pid), WaitOptions::empty());
+        }
+    }
+}
+
+/// The helper's one job.
+fn take(listener: &UnixListener, console: Console, agent: BorrowedFd<'_>) -> io::Result<()> {
+    let (stream, _) = listener.accept()?;
+    let master = receive_fd(&stream)?;
+    let peer = ioctl_tiocgptpeer(&master, OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)?;
+    fchown(&peer, Some(Uid::from_raw(console.uid)), None::<Gid>)?;
+    if let Some((columns, rows)) = console.size {
+        tcsetwinsize(&master, Winsize { ws_col: columns, ws_row: rows, ws_xpixel: 0, ws_ypixel: 0 })?;
+    }
+    send(agent, &Reply::Console, &[master.as_fd()]).map_err(io::Error::other)
+}
+
+fn receive_fd(stream: &UnixStream) -> io::Result<OwnedFd> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let mut name = [0; 256];
+    recvmsg(stream, &mut [IoSliceMut::new(&mut name)], &mut control, RecvFlags::CMSG_CLOEXEC)?;
+    for message in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(mut rights) = message
+            && let Some(fd) = rights.next()
+        {
+            return Ok(fd);
+        }
+    }
+    Err(io::ErrorKind::UnexpectedEof.into())
+}

@@ -1,0 +1,150 @@
+//! What agent and spawner say to each other: one JSON document per packet, with descriptors attached.
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, recvmsg, sendmsg,
+};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+/// Largest packet, in bytes.
+const MAX_PACKET: usize = 32 << 10;
+/// Most descriptors in one packet.
+const MAX_FDS: usize = 4;
+
+/// What the spawner can be asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Request {
+    /// Build a container from the bundle's `config.json`.
+    Create {
+        /// Container id.
+        id: String,
+        /// Directory of `config.json` and, if it has a seccomp filter, `seccomp.bpf`.
+        bundle: PathBuf,
+        /// The terminal to give it.
+        console: Option<Console>,
+    },
+    /// Run a further process in a started container.
+    Exec {
+        /// Container id.
+        id: String,
+        /// The container's bundle.
+        bundle: PathBuf,
+        /// File with the OCI process, JSON.
+        process: PathBuf,
+        /// The terminal to give it.
+        console: Option<Console>,
+    },
+    /// Make a PID namespace whose init only reaps.
+    Pause,
+}
+
+/// A terminal to make.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Console {
+    /// Columns and rows, if known.
+    pub size: Option<(u16, u16)>,
+    /// The process's user, who gets the terminal.
+    pub uid: u32,
+}
+
+/// What the builder answers.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum Reply {
+    /// The terminal's master side is attached; the answer proper follows.
+    Console,
+    /// The new process's pid.
+    Pid(i32),
+    /// A sentence about what went wrong.
+    Error(String),
+}
+
+/// Why a request to the spawner failed.
+#[derive(Debug, thiserror::Error)]
+pub enum SpawnerError {
+    /// The builder failed; its words.
+    #[error("{0}")]
+    Build(String),
+    /// The builder ended, or said nothing for a minute.
+    #[error("the process that builds containers gave no answer")]
+    NoAnswer,
+    /// The socket between the two failed.
+    #[error("talk to the process that builds containers: {0}")]
+    Channel(#[source] io::Error),
+}
+
+/// Sends one packet.
+pub(super) fn send<T: Serialize>(
+    socket: impl AsFd,
+    message: &T,
+    fds: &[BorrowedFd<'_>],
+) -> Result<(), SpawnerError> {
+    let packet = serde_json::to_vec(message).map_err(|error| SpawnerError::Channel(error.into()))?;
+    if packet.len() > MAX_PACKET || fds.len() > MAX_FDS {
+        return Err(SpawnerError::Channel(io::ErrorKind::FileTooLarge.into()));
+    }
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    if !fds.is_empty() {
+        control.push(SendAncillaryMessage::ScmRights(fds));
+    }
+    sendmsg(socket, &[IoSlice::new(&packet)], &mut control, SendFlags::NOSIGNAL)
+        .map_err(|error| SpawnerError::Channel(error.into()))?;
+    Ok(())
+}
+
+/// Receives one packet; [`SpawnerError::NoAnswer`] when the other end is gone or silent.
+pub(super) fn receive<T: DeserializeOwned>(socket: impl AsFd) -> Result<(T, Vec<OwnedFd>), SpawnerError> {
+    let mut packet = vec![0; MAX_PACKET];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let received = loop {
+        match recvmsg(&socket, &mut [IoSliceMut::new(&mut packet)], &mut control, RecvFlags::CMSG_CLOEXEC) {
+            Err(rustix::io::Errno::INTR) => {}
+            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::CONNRESET) => {
+                return Err(SpawnerError::NoAnswer);
+            }
+            other => break other.map_err(|error| SpawnerError::Channel(error.into()))?,
+        }
+    };
+    if received.bytes == 0 {
+        return Err(SpawnerError::NoAnswer);
+    }
+    let mut fds = Vec::new();
+    for message in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(rights) = message {
+            fds.extend(rights);
+        }
+    }
+    packet.truncate(received.bytes);
+    let message = serde_json::from_slice(&packet).map_err(|error| SpawnerError::Channel(error.into()))?;
+    Ok((message, fds))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_arrives_with_its_descriptors() {
+        let (left, right) = super::super::pair().unwrap();
+        let (reader, writer) = rustix::pipe::pipe().unwrap();
+        let request = Request::Create { id: "c".into(), bundle: "/b".into(), console: None };
+        send(&left, &request, &[reader.as_fd(), writer.as_fd()]).unwrap();
+        let (got, fds) = receive::<Request>(&right).unwrap();
+        assert_eq!(got, request);
+        assert_eq!(fds.len(), 2);
+    }
+
+    #[test]
+    fn a_closed_peer_is_no_answer() {
+        let (left, right) = super::super::pair().unwrap();
+        drop(right);
+        assert!(matches!(receive::<Reply>(&left), Err(SpawnerError::NoAnswer)));
+    }
+}

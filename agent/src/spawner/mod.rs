@@ -1,0 +1,137 @@
+//! The spawner: a process with a single thread that builds containers.
+//!
+//! libcontainer clones without the C library's knowledge and changes its process's working directory, limits and
+//! environment, so it must not run beside other threads. The agent therefore forks the spawner before it has any.
+//! For each request the spawner forks again; that child reads the request, builds the container or exec, answers,
+//! waits until the agent has noted the new process, and exits, so that the process is handed to the agent, PID 1.
+
+mod build;
+mod console;
+mod executor;
+mod message;
+mod pause;
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use rustix::process::Pid;
+
+pub use message::{Console, Request, SpawnerError};
+use message::{Reply, receive, send};
+
+/// How long one container or exec may take to be built.
+const BUILD_SECONDS: u64 = 60;
+
+/// The agent's end of the spawner.
+#[derive(Debug)]
+pub struct Spawner {
+    socket: OwnedFd,
+    pid: Pid,
+}
+
+/// A process the spawner made.
+#[derive(Debug)]
+pub struct Spawned {
+    /// Its pid in the guest's PID namespace.
+    pub pid: Pid,
+    /// The terminal's master side, if one was asked for.
+    pub console: Option<OwnedFd>,
+}
+
+impl Spawner {
+    /// Forks the spawner. Must be called while the process has only one thread.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses the socket pair or the fork.
+    pub fn start() -> io::Result<Self> {
+        let (ours, theirs) = pair()?;
+        // SAFETY: the caller promises there is no other thread, so the child may go on as an ordinary process.
+        match unsafe { libc::fork() } {
+            -1 => Err(io::Error::last_os_error()),
+            0 => {
+                drop(ours);
+                serve(&theirs);
+                std::process::exit(0)
+            }
+            pid => {
+                let pid = Pid::from_raw(pid).ok_or(io::ErrorKind::InvalidData)?;
+                Ok(Self { socket: ours, pid })
+            }
+        }
+    }
+
+    /// The spawner's own pid.
+    #[must_use]
+    pub const fn pid(&self) -> Pid {
+        self.pid
+    }
+
+    /// Has a request carried out; blocks until it is done. `fds` are the new process's standard descriptors.
+    ///
+    /// `note` is called with the new pid while that process cannot have been handed to the agent yet: whatever
+    /// must know the pid before its exit can be seen belongs there.
+    ///
+    /// # Errors
+    ///
+    /// With the builder's own words when it fails, or when the spawner does not answer.
+    pub fn spawn(
+        &self,
+        request: &Request,
+        fds: &[BorrowedFd<'_>],
+        note: impl FnOnce(&Spawned),
+    ) -> Result<(), SpawnerError> {
+        let (ours, theirs) = pair().map_err(SpawnerError::Channel)?;
+        rustix::net::sockopt::set_socket_timeout(
+            &ours,
+            rustix::net::sockopt::Timeout::Recv,
+            Some(std::time::Duration::from_secs(BUILD_SECONDS)),
+        )
+        .map_err(|error| SpawnerError::Channel(error.into()))?;
+        send(&ours, request, fds)?;
+        send(&self.socket, &(), &[theirs.as_fd()])?;
+        drop(theirs);
+        let mut console = None;
+        loop {
+            match receive::<Reply>(&ours)? {
+                (Reply::Console, fds) => console = fds.into_iter().next(),
+                (Reply::Pid(pid), _) => {
+                    let pid = Pid::from_raw(pid).ok_or(SpawnerError::NoAnswer)?;
+                    note(&Spawned { pid, console });
+                    // Dropping our end lets the builder exit, which hands the process to the agent.
+                    return Ok(());
+                }
+                (Reply::Error(text), _) => return Err(SpawnerError::Build(text)),
+            }
+        }
+    }
+}
+
+fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
+    Ok(socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?)
+}
+
+/// The spawner's life: one fork per request, until the agent's end closes.
+fn serve(socket: &OwnedFd) {
+    set_name(c"spawner");
+    // Nobody waits for the builders.
+    // SAFETY: ignoring a signal installs no handler.
+    unsafe { libc::signal(libc::SIGCHLD, libc::SIG_IGN) };
+    while let Ok(((), fds)) = receive::<()>(socket) {
+        let Some(request) = fds.into_iter().next() else { continue };
+        // SAFETY: this process has one thread, so the child may go on as an ordinary process.
+        if unsafe { libc::fork() } == 0 {
+            // SAFETY: restores the default action; libcontainer waits for its own children.
+            unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) };
+            set_name(c"builder");
+            build::run(&request);
+            std::process::exit(0);
+        }
+        // A failed fork closes the request's socket, which the agent sees as no answer.
+    }
+}
+
+fn set_name(name: &std::ffi::CStr) {
+    let _ = rustix::thread::set_name(name);
+}

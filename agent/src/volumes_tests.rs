@@ -1,0 +1,112 @@
+use super::*;
+
+fn entry(path: &str, content: Content) -> api::VolumeEntry {
+    let root = rustix::process::getuid().as_raw();
+    let group = rustix::process::getgid().as_raw();
+    api::VolumeEntry { path: path.into(), mode: 0o644, uid: root, gid: group, content: Some(content) }
+}
+
+fn file(path: &str, text: &'static str) -> api::VolumeEntry {
+    entry(path, Content::File(text.as_bytes().into()))
+}
+
+fn link(path: &str, target: &str) -> api::VolumeEntry {
+    entry(path, Content::Symlink(target.into()))
+}
+
+fn dir(path: &str) -> api::VolumeEntry {
+    api::VolumeEntry { mode: 0o755, ..entry(path, Content::Directory(api::Empty {})) }
+}
+
+fn request(entries: Vec<api::VolumeEntry>) -> api::PushVolumeRequest {
+    api::PushVolumeRequest { volume: "v".into(), entries, single_file: false, writable: false }
+}
+
+#[test]
+fn a_kubelet_directory_is_swapped_through_its_data_link() {
+    let root = tempfile::tempdir().unwrap();
+    let first = vec![
+        dir("..1"),
+        file("..1/key", "one"),
+        file("..1/old", "x"),
+        link("..data", "..1"),
+        link("key", "..data/key"),
+        link("old", "..data/old"),
+    ];
+    push(root.path(), &request(first)).unwrap();
+    let volume = root.path().join("v");
+    assert_eq!(fs::read_to_string(volume.join("key")).unwrap(), "one");
+    let open = File::open(volume.join("..1")).unwrap();
+
+    let second = vec![dir("..2"), file("..2/key", "two"), link("..data", "..2"), link("key", "..data/key")];
+    push(root.path(), &request(second.clone())).unwrap();
+    assert_eq!(fs::read_to_string(volume.join("key")).unwrap(), "two");
+    assert_eq!(fs::read_link(volume.join("..data")).unwrap(), Path::new("..2"));
+    assert!(!volume.join("old").is_symlink());
+    assert!(!volume.join("..1").exists());
+    drop(open);
+
+    push(root.path(), &request(second)).unwrap();
+    assert_eq!(fs::read_to_string(volume.join("key")).unwrap(), "two");
+}
+
+#[test]
+fn a_plain_directory_follows_the_host() {
+    let root = tempfile::tempdir().unwrap();
+    push(root.path(), &request(vec![file("a", "1"), dir("d"), file("d/b", "2"), file("gone", "3")])).unwrap();
+    push(root.path(), &request(vec![file("a", "4"), dir("d"), file("d/b", "2")])).unwrap();
+    let volume = root.path().join("v");
+    assert_eq!(fs::read_to_string(volume.join("a")).unwrap(), "4");
+    assert_eq!(fs::read_to_string(volume.join("d/b")).unwrap(), "2");
+    assert!(!volume.join("gone").exists());
+}
+
+#[test]
+fn a_single_file_keeps_its_inode() {
+    use std::os::unix::fs::MetadataExt;
+    let root = tempfile::tempdir().unwrap();
+    let mut request = request(vec![file("", "long content")]);
+    request.single_file = true;
+    push(root.path(), &request).unwrap();
+    let inode = fs::metadata(root.path().join("v")).unwrap().ino();
+    request.entries = vec![file("", "short")];
+    push(root.path(), &request).unwrap();
+    assert_eq!(fs::read_to_string(root.path().join("v")).unwrap(), "short");
+    assert_eq!(fs::metadata(root.path().join("v")).unwrap().ino(), inode);
+}
+
+#[test]
+fn what_a_container_wrote_is_kept_and_read_back() {
+    let root = tempfile::tempdir().unwrap();
+    let mut request = request(vec![file("", "")]);
+    request.single_file = true;
+    request.writable = true;
+    push(root.path(), &request).unwrap();
+    fs::write(root.path().join("v"), "last words").unwrap();
+    push(root.path(), &request).unwrap();
+    let read_back = read(root.path(), &api::ReadVolumeRequest { volume: "v".into(), max_bytes: 4 }).unwrap();
+    assert_eq!(read_back, b"last");
+    let missing = api::ReadVolumeRequest { volume: "w".into(), max_bytes: 4 };
+    assert!(matches!(read(root.path(), &missing), Err(AgentError::NotFound(_))));
+}
+
+#[test]
+fn paths_and_links_out_of_the_volume_are_refused() {
+    let root = tempfile::tempdir().unwrap();
+    for bad in [
+        file("/abs", ""),
+        file("a/../../b", ""),
+        file("", ""),
+        link("l", "/etc/passwd"),
+        link("l", "../x"),
+        link("d/l", "../../x"),
+        link("l", "a/../../x"),
+    ] {
+        let refused = push(root.path(), &request(vec![bad.clone()]));
+        assert!(matches!(refused, Err(AgentError::Invalid(_))), "{bad:?}");
+    }
+    push(root.path(), &request(vec![dir("d"), link("d/l", "../x")])).unwrap();
+    for name in ["", "..", ".x", "a/b", "a b"] {
+        assert!(check_name(name).is_err(), "{name:?}");
+    }
+}
