@@ -149,6 +149,9 @@ pub struct Metrics {
     pub agent_ready_us: u64,
     /// Bytes of guest memory that are resident.
     pub guest_resident_bytes: u64,
+    /// What the guest's drivers did against the rules, by device; empty for a correct guest.
+    #[serde(default)]
+    pub guest_errors: std::collections::BTreeMap<String, u64>,
 }
 
 /// Why a machine ended. The process's exit status is [`ExitReason::code`].

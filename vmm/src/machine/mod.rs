@@ -1,0 +1,470 @@
+//! One machine: memory, processors, devices, put together by [`Machine::build`] and set going by [`Machine::start`].
+
+pub mod bus;
+pub mod cmdline;
+pub mod console;
+pub mod cpuid;
+pub mod exits;
+pub mod kernel;
+pub mod layout;
+pub mod memory;
+pub mod mptable;
+pub mod vcpu;
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{IntoRawFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+
+use kvm_bindings::{
+    KVM_CAP_PMU_CAPABILITY, KVM_MAX_CPUID_ENTRIES, kvm_enable_cap, kvm_userspace_memory_region,
+};
+use kvm_ioctls::{Cap, IoEventAddress, Kvm, VcpuFd, VmFd};
+use vm_memory::{Address, GuestMemoryBackend, GuestMemoryError, GuestMemoryRegion};
+
+use crate::control::{ExtentDisk, MachineConfig};
+use crate::event::{Mailbox, Poller, Wake};
+use crate::virtio::Device;
+use crate::virtio::balloon::Balloon;
+use crate::virtio::block::Block;
+use crate::virtio::block::extents::Extents;
+use crate::virtio::block::scratch::Scratch;
+use crate::virtio::net::{Net, NetError};
+use crate::virtio::rng::Rng;
+use crate::virtio::slot::Slot;
+use crate::virtio::transport::QUEUE_NOTIFY;
+use crate::virtio::vsock::{self, Connected, Vsock};
+use bus::Bus;
+use console::Console;
+use layout::{DEVICE_IRQS, KVM_IDENTITY_MAP, KVM_TSS, MMIO_START, MMIO_WINDOW, SERIAL_IRQ};
+use memory::GuestMemory;
+use vcpu::{Shared, VcpuEvent, Vcpus};
+
+/// A machine that could not be built.
+#[derive(Debug, thiserror::Error)]
+pub enum MachineError {
+    /// The configuration makes no machine.
+    #[error("The machine's configuration is not acceptable: {0}")]
+    Config(&'static str),
+    /// Not the descriptors that the configuration asks for.
+    #[error("The machine needs {expected} file descriptors but got {got}")]
+    Descriptors {
+        /// How many should have come.
+        expected: usize,
+        /// How many came.
+        got: usize,
+    },
+    /// KVM refuses a step.
+    #[error("KVM refuses to {step}")]
+    Kvm {
+        /// What was attempted.
+        step: &'static str,
+        /// What KVM says.
+        #[source]
+        source: kvm_ioctls::Error,
+    },
+    /// This host's KVM lacks something that the machine is built on.
+    #[error("This host's KVM lacks {0}")]
+    Missing(&'static str),
+    /// Guest memory.
+    #[error("Cannot make the guest's memory")]
+    Memory(#[source] memory::MemoryError),
+    /// Guest memory's host address.
+    #[error("Cannot find the guest's memory")]
+    Region(#[source] GuestMemoryError),
+    /// Kernel, initramfs, command line.
+    #[error("Cannot load the guest's kernel")]
+    Kernel(#[source] kernel::KernelError),
+    /// The table of processors.
+    #[error("Cannot describe the machine to the guest")]
+    MpTable(#[source] mptable::MpTableError),
+    /// A processor.
+    #[error("Cannot make the machine's processors")]
+    Vcpu(#[source] vcpu::VcpuError),
+    /// The network device.
+    #[error("Cannot make the network device")]
+    Net(#[source] NetError),
+    /// Another device.
+    #[error("Cannot make the {device} device")]
+    Device {
+        /// Its name.
+        device: &'static str,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A thread.
+    #[error("Cannot start the machine's threads")]
+    Thread(#[source] io::Error),
+}
+
+/// What the machine's parts tell its owner.
+#[derive(Debug)]
+pub enum Notice {
+    /// From a processor.
+    Vcpu(VcpuEvent),
+    /// From the socket device.
+    Connected(Connected),
+}
+
+/// The descriptors of [`crate::control::Command::Boot`], by name.
+#[derive(Debug)]
+struct Resources {
+    kvm: OwnedFd,
+    kernel: File,
+    initramfs: File,
+    scratch: File,
+    taps: Vec<File>,
+    console: Option<File>,
+}
+
+impl Resources {
+    fn take(config: &MachineConfig, fds: Vec<OwnedFd>) -> Result<Self, MachineError> {
+        let expected = 4 + usize::from(config.tap_queues) + usize::from(config.console);
+        let got = fds.len();
+        let wrong = || MachineError::Descriptors { expected, got };
+        if got != expected {
+            return Err(wrong());
+        }
+        let mut fds = fds.into_iter();
+        let mut file = || fds.next().map(File::from).ok_or_else(wrong);
+        Ok(Self {
+            kvm: file()?.into(),
+            kernel: file()?,
+            initramfs: file()?,
+            scratch: file()?,
+            taps: (0..config.tap_queues).map(|_| file()).collect::<Result<_, _>>()?,
+            console: if config.console { Some(file()?) } else { None },
+        })
+    }
+}
+
+fn check(config: &MachineConfig) -> Result<(), MachineError> {
+    let problem = if !(1..=32).contains(&config.vcpus) {
+        "there can be 1 to 32 virtual CPUs"
+    } else if !(64..=131_072).contains(&config.memory_mib) {
+        "memory can be 64 to 131072 MiB"
+    } else if !(1..=32).contains(&config.tap_queues) {
+        "there can be 1 to 32 tap queues"
+    } else if config.mtu < 68 {
+        "the MTU must be at least 68"
+    } else {
+        return Ok(());
+    };
+    Err(MachineError::Config(problem))
+}
+
+/// A machine. It is never taken apart: it ends with its process.
+#[derive(Debug)]
+pub struct Machine {
+    // Dropping it would close the virtual machine under its running processors.
+    _vm: VmFd,
+    state: State,
+    /// State that processors share.
+    pub shared: Arc<Shared>,
+    slots: Vec<Arc<Slot>>,
+    console: Option<Arc<Console>>,
+    layers: Extents,
+    volumes: Extents,
+    /// The socket device's commands.
+    pub vsock: Arc<Mailbox<vsock::Command>>,
+    /// Bytes that the guest sent through sockets and the host has not yet taken.
+    pub vsock_backlog: Arc<AtomicUsize>,
+}
+
+#[derive(Debug)]
+enum State {
+    Built(Vec<VcpuFd>),
+    Running(Vcpus),
+}
+
+/// Which event loop a device is served by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Loop {
+    /// The owner's.
+    Main,
+    /// That of the network, which is busiest.
+    Net,
+    /// That of the disks, which may block.
+    Disk,
+}
+
+impl Machine {
+    /// Builds the machine of [`crate::control::Command::Boot`]. Devices that the owner's thread serves are added to
+    /// `poller`, with their position on the bus as the owner.
+    ///
+    /// # Errors
+    /// When the configuration, a descriptor or the host is not what it has to be.
+    pub fn build(
+        config: &MachineConfig,
+        fds: Vec<OwnedFd>,
+        poller: &Poller,
+        notices: &Arc<Mailbox<Notice>>,
+    ) -> Result<Self, MachineError> {
+        check(config)?;
+        let mut resources = Resources::take(config, fds)?;
+        let kvm = open_kvm(resources.kvm)?;
+        let memory = memory::allocate(config.memory_mib).map_err(MachineError::Memory)?;
+        let vm = create_vm(&kvm)?;
+        // Before the interrupt controllers: once anything sits on KVM's I/O bus, the next memory slot waits for a grace
+        // period of several milliseconds on recent hosts.
+        add_memory(&vm, &memory)?;
+        vm.create_irq_chip().map_err(kvm_error("make the interrupt controllers"))?;
+        let vcpus = create_vcpus(&kvm, &vm, config.vcpus)?;
+
+        let vsock = Mailbox::new().map_err(device_error("vsock"))?;
+        let vsock_backlog = Arc::new(AtomicUsize::new(0));
+        let (layers, volumes) = (Extents::new(true), Extents::new(false));
+        let scratch = Scratch::new(resources.scratch).map_err(device_error("scratch"))?;
+        let answers = Arc::clone(notices);
+        let answer = Box::new(move |connected| answers.send(Notice::Connected(connected)));
+        // The order is part of the machine: it decides on names, addresses and interrupt lines in the guest.
+        let devices: [(Loop, Box<dyn Device>); DEVICE_IRQS.len()] = [
+            (Loop::Disk, Box::new(Block::new("layers", Box::new(layers.clone())))),
+            (Loop::Disk, Box::new(Block::new("scratch", Box::new(scratch)))),
+            (Loop::Disk, Box::new(Block::new("volumes", Box::new(volumes.clone())))),
+            (
+                Loop::Net,
+                Box::new(Net::new(resources.taps, config.mac, config.mtu).map_err(MachineError::Net)?),
+            ),
+            (
+                Loop::Main,
+                Box::new(
+                    Vsock::new(Arc::clone(&vsock), answer, Arc::clone(&vsock_backlog))
+                        .map_err(device_error("vsock"))?,
+                ),
+            ),
+            (Loop::Main, Box::new(Rng::default())),
+            (Loop::Main, Box::new(Balloon::default())),
+        ];
+        let mut slots = Vec::with_capacity(devices.len());
+        let mut places = Vec::with_capacity(devices.len());
+        let mut loops = Vec::with_capacity(devices.len());
+        for (which, device) in devices {
+            let name = device.name();
+            let slot = Slot::new(device, memory.clone()).map_err(device_error(name))?;
+            let place = (MMIO_START + MMIO_WINDOW * slots.len() as u64, DEVICE_IRQS[slots.len()]);
+            wire(&vm, &slot, place.0, place.1)?;
+            slots.push(Arc::new(slot));
+            places.push(place);
+            loops.push(which);
+        }
+        attach(&slots, &loops, poller)?;
+
+        let console = match resources.console.take() {
+            Some(pipe) => Some(Arc::new(make_console(&vm, pipe)?)),
+            None => None,
+        };
+        let command_line = cmdline::build(&places, console.is_some(), &config.extra_cmdline);
+        let entry = kernel::load(&memory, &mut resources.kernel, &resources.initramfs, &command_line)
+            .map_err(MachineError::Kernel)?;
+        mptable::write(&memory, config.vcpus).map_err(MachineError::MpTable)?;
+        if let Some(first) = vcpus.first() {
+            vcpu::enter_kernel(first, &memory, entry).map_err(MachineError::Vcpu)?;
+        }
+
+        let reports = Arc::clone(notices);
+        let report = Box::new(move |event| reports.send(Notice::Vcpu(event)));
+        let shared = Arc::new(Shared::new(Bus::new(slots.clone(), console.clone()), report));
+        Ok(Self {
+            _vm: vm,
+            state: State::Built(vcpus),
+            shared,
+            slots,
+            console,
+            layers,
+            volumes,
+            vsock,
+            vsock_backlog,
+        })
+    }
+
+    /// Lets the processors run, the first from the kernel's entry point on.
+    ///
+    /// # Errors
+    /// When the host has no more threads.
+    pub fn start(&mut self) -> Result<(), MachineError> {
+        if let State::Built(vcpus) = &mut self.state {
+            let vcpus = Vcpus::start(std::mem::take(vcpus), &self.shared).map_err(MachineError::Thread)?;
+            self.state = State::Running(vcpus);
+        }
+        Ok(())
+    }
+
+    /// The running processors.
+    #[must_use]
+    pub fn vcpus(&self) -> Option<&Vcpus> {
+        match &self.state {
+            State::Running(vcpus) => Some(vcpus),
+            State::Built(_) => None,
+        }
+    }
+
+    /// The device at a position on the bus.
+    #[must_use]
+    pub fn slot(&self, position: u32) -> Option<&Slot> {
+        self.slots.get(position as usize).map(Arc::as_ref)
+    }
+
+    /// All devices.
+    #[must_use]
+    pub fn slots(&self) -> &[Arc<Slot>] {
+        &self.slots
+    }
+
+    /// The debug console, if there is one.
+    #[must_use]
+    pub fn console(&self) -> Option<&Console> {
+        self.console.as_deref()
+    }
+
+    /// The extents of a disk.
+    #[must_use]
+    pub fn extents(&self, disk: ExtentDisk) -> &Extents {
+        match disk {
+            ExtentDisk::Layers => &self.layers,
+            ExtentDisk::Volumes => &self.volumes,
+        }
+    }
+}
+
+fn kvm_error(step: &'static str) -> impl Fn(kvm_ioctls::Error) -> MachineError {
+    move |source| MachineError::Kvm { step, source }
+}
+
+fn device_error(device: &'static str) -> impl Fn(io::Error) -> MachineError {
+    move |source| MachineError::Device { device, source }
+}
+
+fn open_kvm(fd: OwnedFd) -> Result<Kvm, MachineError> {
+    use std::os::fd::FromRawFd;
+    // SAFETY: the descriptor is owned and given up here. If it is not /dev/kvm, the first ioctl fails.
+    let kvm = unsafe { Kvm::from_raw_fd(fd.into_raw_fd()) };
+    if kvm.get_api_version() != 12 {
+        return Err(MachineError::Missing("the stable KVM API; is the descriptor /dev/kvm?"));
+    }
+    let needed = [
+        (Cap::UserMemory, "user memory slots"),
+        (Cap::Irqchip, "in-kernel interrupt controllers"),
+        (Cap::Ioeventfd, "ioeventfd"),
+        (Cap::Irqfd, "irqfd"),
+        (Cap::ImmediateExit, "immediate exit"),
+        (Cap::ExtCpuid, "CPUID control"),
+        (Cap::SetTssAddr, "a TSS address"),
+    ];
+    for (capability, name) in needed {
+        if !kvm.check_extension(capability) {
+            return Err(MachineError::Missing(name));
+        }
+    }
+    Ok(kvm)
+}
+
+/// Makes the virtual machine. KVM may report an interruption although there was no signal; then it is worth trying again.
+fn create_vm(kvm: &Kvm) -> Result<VmFd, MachineError> {
+    const TRIES: u32 = 8;
+    let mut tries = 0;
+    let vm = loop {
+        match kvm.create_vm() {
+            Err(error) if error.errno() == libc::EINTR && tries < TRIES => tries += 1,
+            result => break result.map_err(kvm_error("make a virtual machine"))?,
+        }
+    };
+    vm.set_identity_map_address(KVM_IDENTITY_MAP).map_err(kvm_error("place the identity map"))?;
+    vm.set_tss_address(KVM_TSS).map_err(kvm_error("place the TSS"))?;
+    // The guest gets no performance counters (see `cpuid`); hosts that can then keep none for it.
+    let mut no_counters = kvm_enable_cap { cap: KVM_CAP_PMU_CAPABILITY, ..Default::default() };
+    if let Some(argument) = no_counters.args.first_mut() {
+        *argument = u64::from(kvm_bindings::KVM_PMU_CAP_DISABLE);
+    }
+    let _ = vm.enable_cap(&no_counters);
+    Ok(vm)
+}
+
+fn add_memory(vm: &VmFd, memory: &GuestMemory) -> Result<(), MachineError> {
+    for (slot, region) in (0u32..).zip(memory.iter()) {
+        let start = region.start_addr();
+        let host = memory.get_host_address(start).map_err(MachineError::Region)?;
+        let slot = kvm_userspace_memory_region {
+            slot,
+            flags: 0,
+            guest_phys_addr: start.raw_value(),
+            memory_size: region.len(),
+            userspace_addr: host as u64,
+        };
+        // SAFETY: the region is mapped for the life of the process and overlaps no other slot.
+        unsafe { vm.set_user_memory_region(slot) }.map_err(kvm_error("add guest memory"))?;
+    }
+    Ok(())
+}
+
+fn create_vcpus(kvm: &Kvm, vm: &VmFd, count: u8) -> Result<Vec<VcpuFd>, MachineError> {
+    if kvm.get_max_vcpus() < usize::from(count) {
+        return Err(MachineError::Missing("room for that many virtual CPUs"));
+    }
+    let supported = kvm
+        .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+        .map_err(kvm_error("tell the processor features that it supports"))?;
+    let tsc_deadline = kvm.check_extension(Cap::TscDeadlineTimer);
+    (0..count)
+        .map(|id| vcpu::create(vm, id, count, &supported, tsc_deadline).map_err(MachineError::Vcpu))
+        .collect()
+}
+
+/// Ties a device's interrupt and its queues' notifications to the machine.
+fn wire(vm: &VmFd, slot: &Slot, address: u64, irq: u32) -> Result<(), MachineError> {
+    let error = device_error(slot.name());
+    let line = slot.interrupt().line().to_event_fd().map_err(&error)?;
+    vm.register_irqfd(&line, irq).map_err(kvm_error("tie an interrupt line to a device"))?;
+    let register = IoEventAddress::Mmio(address + QUEUE_NOTIFY);
+    for (queue, wake) in (0u32..).zip(slot.notifications()) {
+        let event = wake.to_event_fd().map_err(&error)?;
+        vm.register_ioevent(&event, &register, queue).map_err(kvm_error("tie a queue to a device"))?;
+    }
+    Ok(())
+}
+
+fn make_console(vm: &VmFd, pipe: File) -> Result<Console, MachineError> {
+    let error = device_error("console");
+    let line = Wake::new().map_err(&error)?;
+    let event = line.to_event_fd().map_err(&error)?;
+    vm.register_irqfd(&event, SERIAL_IRQ).map_err(kvm_error("tie an interrupt line to the console"))?;
+    Console::new(pipe, line).map_err(error)
+}
+
+/// Adds each device to its event loop and starts the loops that are not the owner's.
+fn attach(slots: &[Arc<Slot>], loops: &[Loop], main: &Poller) -> Result<(), MachineError> {
+    for (which, name) in [(Loop::Main, "vmm"), (Loop::Net, "net"), (Loop::Disk, "disk")] {
+        let worker =
+            if which == Loop::Main { None } else { Some(Poller::new().map_err(MachineError::Thread)?) };
+        let poller = worker.as_ref().unwrap_or(main);
+        for ((position, slot), _) in
+            (0u32..).zip(slots).zip(loops).filter(|(_, assigned)| **assigned == which)
+        {
+            slot.attach(&poller.registrar(position)).map_err(device_error(slot.name()))?;
+        }
+        if let Some(poller) = worker {
+            let slots = slots.to_vec();
+            std::thread::Builder::new()
+                .name(name.into())
+                .spawn(move || serve(poller, &slots))
+                .map_err(MachineError::Thread)?;
+        }
+    }
+    Ok(())
+}
+
+/// An event loop that does nothing but serve devices.
+fn serve(mut poller: Poller, slots: &[Arc<Slot>]) {
+    while let Ok(events) = poller.wait(None) {
+        for event in events {
+            if let Some(slot) = slots.get(event.owner as usize) {
+                slot.handle(event);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,275 @@
+//! The network device (virtio 1.3 §5.1) on a tap.
+//!
+//! Frames move between the tap and guest memory without a copy, with the virtio-net header that both sides share, so
+//! that checksums and segmentation are left to whoever does them best.
+
+mod control;
+mod receive;
+pub mod tap;
+mod transmit;
+
+use std::io;
+
+use super::Device;
+use super::queue::{QueueBroken, Virtqueue};
+use crate::event::{Readiness, Registrar, Wake};
+use receive::Receiver;
+use tap::Tap;
+use transmit::Transmitter;
+
+const ID: u32 = 1;
+const QUEUE_SIZE: u16 = 256;
+const CONTROL_QUEUE_SIZE: u16 = 16;
+/// Token of [`Net::again`]; the taps count from 0.
+const AGAIN: u32 = 0x100;
+/// `struct virtio_net_hdr_v1`, in front of each frame.
+pub const HEADER_BYTES: usize = 12;
+/// The largest frame, header included, that segmentation offload makes: 64 KiB of IP packet in Ethernet with a VLAN tag.
+pub const MAX_FRAME_BYTES: usize = HEADER_BYTES + 18 + 65535;
+
+const F_CSUM: u64 = 1 << 0;
+const F_GUEST_CSUM: u64 = 1 << 1;
+const F_MTU: u64 = 1 << 3;
+const F_MAC: u64 = 1 << 5;
+const F_GUEST_TSO4: u64 = 1 << 7;
+const F_GUEST_TSO6: u64 = 1 << 8;
+const F_GUEST_ECN: u64 = 1 << 9;
+const F_HOST_TSO4: u64 = 1 << 11;
+const F_HOST_TSO6: u64 = 1 << 12;
+const F_HOST_ECN: u64 = 1 << 13;
+const F_MRG_RXBUF: u64 = 1 << 15;
+const F_STATUS: u64 = 1 << 16;
+const F_CTRL_VQ: u64 = 1 << 17;
+const F_MQ: u64 = 1 << 22;
+
+/// A network device that cannot be made.
+#[derive(Debug, thiserror::Error)]
+pub enum NetError {
+    /// The descriptor is no tap, or one without virtio-net headers.
+    #[error("Cannot use tap queue {queue} for the guest's network")]
+    Tap {
+        /// Which of the queues.
+        queue: usize,
+        /// What the kernel says.
+        #[source]
+        source: io::Error,
+    },
+    /// The process has no descriptors left.
+    #[error("Cannot make an event descriptor for the guest's network")]
+    Wake(#[source] io::Error),
+}
+
+/// The network device.
+#[derive(Debug)]
+pub struct Net {
+    taps: Vec<Tap>,
+    queue_sizes: Vec<u16>,
+    features: u64,
+    config: [u8; 12],
+    active: Option<Active>,
+    /// Comes back to queues that were left with work to do.
+    again: Wake,
+}
+
+#[derive(Debug)]
+struct Active {
+    receivers: Vec<Option<Receiver>>,
+    transmitters: Vec<Option<Transmitter>>,
+    control: Option<Virtqueue>,
+    /// Pairs that the driver uses; the tap's other queues are received by these in turn.
+    pairs: usize,
+}
+
+impl Net {
+    /// A device with the given address on `taps`, one per queue pair.
+    ///
+    /// # Errors
+    /// When a descriptor is not a tap queue in the mode that is needed.
+    pub fn new(taps: Vec<std::fs::File>, mac: [u8; 6], mtu: u16) -> Result<Self, NetError> {
+        let pairs = u16::try_from(taps.len()).unwrap_or(u16::MAX);
+        let taps = taps
+            .into_iter()
+            .enumerate()
+            .map(|(queue, tap)| Tap::new(tap).map_err(|source| NetError::Tap { queue, source }))
+            .collect::<Result<Vec<_>, _>>()?;
+        let mut features = F_CSUM
+            | F_GUEST_CSUM
+            | F_MTU
+            | F_MAC
+            | F_GUEST_TSO4
+            | F_GUEST_TSO6
+            | F_GUEST_ECN
+            | F_HOST_TSO4
+            | F_HOST_TSO6
+            | F_HOST_ECN
+            | F_MRG_RXBUF
+            | F_STATUS;
+        let mut queue_sizes = vec![QUEUE_SIZE; taps.len() * 2];
+        if taps.len() > 1 {
+            features |= F_MQ | F_CTRL_VQ;
+            queue_sizes.push(CONTROL_QUEUE_SIZE);
+        }
+        let again = Wake::new().map_err(NetError::Wake)?;
+        let [m0, m1, m2, m3, m4, m5] = mac;
+        let ([p0, p1], [t0, t1]) = (pairs.to_le_bytes(), mtu.to_le_bytes());
+        // Address, status (link up), most queue pairs, MTU.
+        let config = [m0, m1, m2, m3, m4, m5, 1, 0, p0, p1, t0, t1];
+        Ok(Self { taps, queue_sizes, features, config, active: None, again })
+    }
+
+    /// Delivers what arrived at `tap`.
+    fn receive(&mut self, tap: usize) {
+        let Some(active) = &mut self.active else { return };
+        let Some(slot) = tap.checked_rem(active.pairs).and_then(|pair| active.receivers.get_mut(pair)) else {
+            return;
+        };
+        let (Some(receiver), Some(tap)) = (slot.as_mut(), self.taps.get(tap)) else { return };
+        match receiver.receive(tap) {
+            Ok(false) => {}
+            Ok(true) => self.again.wake(),
+            Err(QueueBroken) => *slot = None,
+        }
+    }
+
+    fn transmit(&mut self, pair: usize) {
+        let Some(active) = &mut self.active else { return };
+        let (Some(slot), Some(tap)) = (active.transmitters.get_mut(pair), self.taps.get(pair)) else {
+            return;
+        };
+        let Some(transmitter) = slot.as_mut() else { return };
+        match transmitter.transmit(tap) {
+            Ok(false) => {}
+            Ok(true) => self.again.wake(),
+            Err(QueueBroken) => *slot = None,
+        }
+    }
+
+    fn control(&mut self) -> Result<(), QueueBroken> {
+        let most = self.taps.len();
+        let Some(active) = &mut self.active else { return Ok(()) };
+        let Some(queue) = &mut active.control else { return Ok(()) };
+        if let Some(pairs) = control::serve(queue, most)? {
+            active.pairs = pairs;
+            // What waits in a tap queue may belong to another receiver now.
+            for tap in 0..most {
+                self.receive(tap);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What the tap has to do for a guest that accepted `features`.
+fn offloads(features: u64) -> u32 {
+    let pairs = [
+        (F_GUEST_CSUM, tap::OFFLOAD_CSUM),
+        (F_GUEST_TSO4, tap::OFFLOAD_TSO4),
+        (F_GUEST_TSO6, tap::OFFLOAD_TSO6),
+        (F_GUEST_ECN, tap::OFFLOAD_TSO_ECN),
+    ];
+    let wanted =
+        pairs.iter().filter(|(feature, _)| features & feature != 0).fold(0, |all, (_, flag)| all | flag);
+    // The kernel refuses segmentation offload without checksum offload, and ECN without segmentation.
+    if wanted & tap::OFFLOAD_CSUM == 0 {
+        0
+    } else if wanted & (tap::OFFLOAD_TSO4 | tap::OFFLOAD_TSO6) == 0 {
+        tap::OFFLOAD_CSUM
+    } else {
+        wanted
+    }
+}
+
+impl Device for Net {
+    fn name(&self) -> &'static str {
+        "net"
+    }
+
+    fn id(&self) -> u32 {
+        ID
+    }
+
+    fn features(&self) -> u64 {
+        self.features
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &self.queue_sizes
+    }
+
+    fn max_chain_bytes(&self, _queue: usize) -> usize {
+        // Receive buffers may be as large as the driver likes; a frame never is.
+        1 << 20
+    }
+
+    fn config(&self) -> &[u8] {
+        &self.config
+    }
+
+    fn attach(&mut self, registrar: Registrar) -> io::Result<()> {
+        registrar.add_readable(&self.again, AGAIN)?;
+        (0u32..).zip(&self.taps).try_for_each(|(index, tap)| registrar.add_edges(tap, index))
+    }
+
+    fn activate(&mut self, features: u64, queues: Vec<Option<Virtqueue>>) {
+        let offloads = offloads(features);
+        for tap in &self.taps {
+            tap.set_offloads(offloads);
+        }
+        let mergeable = features & F_MRG_RXBUF != 0;
+        let least = if offloads & !tap::OFFLOAD_CSUM == 0 { 2048 } else { MAX_FRAME_BYTES };
+        let mut receivers = Vec::new();
+        let mut transmitters = Vec::new();
+        let mut queues = queues.into_iter();
+        for _ in &self.taps {
+            receivers.push(queues.next().flatten().map(|queue| Receiver::new(queue, mergeable, least)));
+            transmitters.push(queues.next().flatten().map(Transmitter::new));
+        }
+        let control = queues.next().flatten();
+        self.active = Some(Active { receivers, transmitters, control, pairs: 1 });
+    }
+
+    fn reset(&mut self) {
+        self.active = None;
+        for tap in &self.taps {
+            tap.set_offloads(0);
+        }
+    }
+
+    fn notified(&mut self, queue: usize) {
+        if queue == self.taps.len() * 2 {
+            if self.control().is_err()
+                && let Some(active) = &mut self.active
+            {
+                active.control = None;
+            }
+        } else if queue.is_multiple_of(2) {
+            let pairs = self.active.as_ref().map_or(1, |active| active.pairs);
+            // New buffers for a receiver: serve every tap queue that is its.
+            for tap in (queue / 2..self.taps.len()).step_by(pairs.max(1)) {
+                self.receive(tap);
+            }
+        } else {
+            self.transmit(queue / 2);
+        }
+    }
+
+    fn ready(&mut self, token: u32, readiness: Readiness) {
+        if token == AGAIN {
+            self.again.clear();
+            for tap in 0..self.taps.len() {
+                self.receive(tap);
+                self.transmit(tap);
+            }
+            return;
+        }
+        if readiness.readable {
+            self.receive(token as usize);
+        }
+        if readiness.writable {
+            self.transmit(token as usize);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
