@@ -13,11 +13,12 @@ fn an_exec_gives_its_output_and_exit_code() {
     let pod = host.pod().start();
     let container = pod.container().image(images::USER).idle().env("COLOUR", "blue").start();
 
-    let done = container.exec(&["sh", "-c", "echo out; echo err >&2; exit 9"]);
-    assert_eq!(done.text(), "out\n");
-    assert_says(&done.stderr, "err\n");
-    assert_ne!(done.code, 0);
-    assert_says(&done.stderr, "9");
+    let done = container.exec(&["sh", "-c", "echo out; echo err >&2"]);
+    assert_eq!((done.code, done.text().as_str()), (0, "out\n\nerr"));
+    // crictl says a failing command's exit code in words.
+    let failed = container.exec(&["sh", "-c", "echo err >&2; exit 9"]);
+    assert_ne!(failed.code, 0);
+    assert_says(&failed.stderr, "exited with 9: err");
     // It is a process of the container: same user, folder, environment, file system, hostname.
     let seen = container.exec_sh("id -u; pwd; echo $COLOUR; echo $GREETING; hostname; cat /proc/1/comm");
     let hostname = pod.inspect()["status"]["metadata"]["name"].as_str().unwrap().to_owned();
@@ -29,6 +30,9 @@ fn an_exec_gives_its_output_and_exit_code() {
     // Over the streaming interface as well.
     let streamed = Run::crictl().args(["exec", &container.id, "sh", "-c", "echo out; echo err >&2"]).run();
     assert_eq!((streamed.code, streamed.text().as_str(), streamed.stderr.as_str()), (0, "out\n", "err\n"));
+    let streamed = Run::crictl().args(["exec", &container.id, "sh", "-c", "echo out; exit 9"]).run();
+    assert_eq!(streamed.text(), "out\n");
+    assert_says(&streamed.stderr, "exit code 9");
 }
 
 #[test]

@@ -62,15 +62,10 @@ fn files_of_lower_layers_are_changed_moved_and_removed() {
         "set -e; cd /; echo more >> top; cat top; rm layers/7; ! [ -e layers/7 ]; rm -r opaque; mkdir opaque; ls -A opaque | wc -l
          mv gone moved; cat moved/again; ! [ -e gone ]; mkdir gone; ls -A gone | wc -l; echo changed > links/a; cat links/a
          ln layers/8 layers/hard; stat -c %h layers/hard; chmod 600 odd/owned; chown 7:8 odd/owned; stat -c '%a %u:%g' odd/owned
-         rm odd/null; mv bin/busybox bin/moved; bin/moved ls -d bin/moved; dd if=/dev/zero of=/hole bs=1 count=1 seek=100M 2>/dev/null; stat -c %s /hole",
+         rm odd/null; ls odd/null 2>/dev/null || echo removed; dd if=/dev/zero of=/hole bs=1 count=1 seek=100M 2>/dev/null; stat -c %s /hole",
     );
-    let expected = "29\nmore\n0\nagain\n0\nchanged\n2\n600 7:8\n";
-    let container = container.start();
-    let ended = container.ended();
-    let said = container.logs();
-    // After busybox was renamed its links dangle, which ends the script; everything before has been said.
-    assert!(said.out().starts_with(expected), "{ended:?} {said:?}");
-    assert!(said.out().contains("bin/moved"), "{ended:?} {said:?}");
+    let expected = "29\nmore\n0\nagain\n0\nchanged\n2\n600 7:8\nremoved\n104857601\n";
+    assert_eq!(container.start().output(), expected);
 }
 
 #[test]

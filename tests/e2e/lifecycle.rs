@@ -120,3 +120,22 @@ fn a_stopped_pod_ends_its_containers_and_can_be_stopped_again() {
     pod.stop();
     pod.remove();
 }
+
+#[test]
+fn a_paused_container_stands_still_until_it_is_resumed() {
+    let host = Host::shared();
+    let pod = host.pod().start();
+    let ticking = pod.sh("i=0; while :; do i=$((i + 1)); echo tick $i; sleep 0.1; done");
+    ticking.says("tick 3\n");
+    let listed = Run::ctr().args(["tasks", "ps", &ticking.id]).ok();
+    assert!(listed.lines().count() > 1, "no process is listed: {listed}");
+    Run::ctr().args(["tasks", "pause", &ticking.id]).ok();
+    assert_says(&Run::ctr().args(["tasks", "ls"]).ok(), "PAUSED");
+    let before = ticking.logs().out().lines().count();
+    // What had been said before may still be on its way; a container that runs says ten lines a second.
+    std::thread::sleep(Duration::from_secs(5));
+    let after = ticking.logs().out().lines().count();
+    assert!(after <= before + 10, "{} lines in 5 s of a paused container", after - before);
+    Run::ctr().args(["tasks", "resume", &ticking.id]).ok();
+    ticking.says(&format!("tick {}\n", after + 3));
+}

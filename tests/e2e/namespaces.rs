@@ -13,7 +13,7 @@ fn containers_share_network_ipc_and_shared_memory_but_not_processes() {
     let host = Host::shared();
     let pod = host.pod().start();
     let first = pod.container();
-    let first = first.sh("echo from the first > /dev/shm/file; echo ready; while :; do nc -l -s 127.0.0.1 -p 7777 -e echo hello over loopback; done").start();
+    let first = first.sh("echo from the first > /dev/shm/file; echo ready; while :; do nc -l -p 7777 -e echo hello over loopback; done").start();
     first.says("ready");
     let second = pod.container().idle().start();
     let seen = report(&second.exec_sh(NAMESPACES));
@@ -29,7 +29,7 @@ fn containers_share_network_ipc_and_shared_memory_but_not_processes() {
     assert_eq!(first.exec_sh("cat /dev/shm/answer"), "from the second");
     let heard = ravelin_tests::until(ravelin_tests::PATIENCE, || {
         let done = second.exec(&["sh", "-c", "nc -w 20 127.0.0.1 7777 < /dev/null"]);
-        (done.text() == "hello over loopback\n").then_some(())
+        (done.text() == "hello over loopback").then_some(())
     });
     assert!(heard.is_some(), "the first container's server is not heard in the second");
     let processes = second.exec_sh("ps -o pid,args");

@@ -114,7 +114,7 @@ fn real_programs_of_a_distribution_run() {
         "trap 'exit 0' TERM; while :; do sleep 1000 & wait; done",
     ]);
     let container = container.start();
-    assert_eq!(container.exec(&["python3", "-c", "print(sum(range(1000)))"]).text(), "499500\n");
+    assert_eq!(container.exec(&["python3", "-c", "print(sum(range(1000)))"]).text(), "499500");
     assert!(container.exec(&["ps", "-e"]).text().contains("bash"));
     let pipeline = "seq 1 100000 | sort -rn | head -1";
     assert_eq!(container.exec(&["bash", "-c", pipeline]).text().trim(), "100000");

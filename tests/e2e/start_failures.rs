@@ -37,6 +37,22 @@ fn a_pod_whose_kernel_is_no_kernel_says_so() {
 }
 
 #[test]
+fn a_pod_with_a_wrong_configuration_names_the_mistake() {
+    let Some(host) = Host::alone_with_ravelin() else { return };
+    let file = Path::new("/etc/ravelin/ravelin.toml");
+    fs::create_dir_all("/etc/ravelin").unwrap();
+    let _away = file.exists().then(|| Away::take("/etc/ravelin/ravelin.toml"));
+    for (content, words) in [
+        ("[guest]\nkernel = \"/no/such/kernel\"\n", ["/no/such/kernel", "No such file"]),
+        ("[guest]\ncolour = \"blue\"\n", ["/etc/ravelin/ravelin.toml", "colour"]),
+    ] {
+        fs::write(file, content).unwrap();
+        fails(&host, &words);
+    }
+    fs::remove_file(file).unwrap();
+}
+
+#[test]
 fn a_pod_on_a_full_disk_says_so() {
     let Some(host) = Host::alone_with_ravelin() else { return };
     {

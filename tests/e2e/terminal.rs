@@ -14,7 +14,13 @@ fn an_exec_on_a_terminal_sees_its_size_and_each_new_size() {
     shell.resize(50, 132);
     expect_size(&mut shell, "50 132");
     // The line discipline works: ^C interrupts, ^D ends.
-    shell.send("sleep 1000\n\x03echo \"interrupted $((40+2))\"\n");
+    shell.send("sleep 4321\n");
+    eventually("the shell sleeps", || container.exec_sh("ps -o args").contains("\nsleep 4321").then_some(()));
+    shell.send("\x03");
+    eventually("the sleep is interrupted", || {
+        (!container.exec_sh("ps -o args").contains("\nsleep 4321")).then_some(())
+    });
+    shell.send("echo \"interrupted $((40+2))\"\n");
     shell.hear("interrupted 42");
     shell.send("\x04");
     shell.finish();

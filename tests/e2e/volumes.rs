@@ -58,6 +58,21 @@ fn an_empty_dir_is_shared_by_the_containers_and_outlives_them() {
 }
 
 #[test]
+fn an_empty_dir_in_memory_is_a_tmpfs_of_its_size() {
+    let host = Host::shared();
+    let pod = host.pod().start();
+    let memory = Volume::memory_dir(&pod, "cache", 8 << 20);
+    let script = "echo kept > /cache/file; awk '$2 == \"/cache\" { print $3 }' /proc/mounts; df -k /cache | awk 'NR > 1 { print $2 }'
+                  head -c 9000000 /dev/zero > /cache/big || echo full";
+    let writer = pod.container().sh(script).mount(&memory.path, "/cache", false).start();
+    assert_eq!(writer.output(), "tmpfs\n8192\nfull\n");
+    let reader = pod.container().sh("cat /cache/file").mount(&memory.path, "/cache", false).start();
+    assert_eq!(reader.output(), "kept\n");
+    drop((writer, reader));
+    pod.remove();
+}
+
+#[test]
 fn the_termination_log_comes_back_to_the_node() {
     let host = Host::shared();
     let pod = host.pod().start();

@@ -84,7 +84,7 @@ impl<'p> ContainerSpec<'p> {
     /// Does nothing until it is told to end.
     #[must_use]
     pub fn idle(self) -> Self {
-        self.sh("trap 'exit 0' TERM; while :; do sleep 1000 & wait; done")
+        self.sh("trap 'exit 0' TERM; while :; do sleep 9999 & wait; done")
     }
 
     /// Adds an environment variable.
@@ -231,10 +231,14 @@ impl Container<'_> {
         Run::crictl().args(["rm", "-f", &self.id]).ok();
     }
 
-    /// Runs a command in it and waits for its end (CRI's `ExecSync`).
+    /// Runs a command in it and waits for its end (CRI's `ExecSync`). What the command printed is in `stdout`, its
+    /// error output behind it, without line breaks at the end; of a command that fails crictl shows the error output
+    /// and the exit code, both in `stderr`.
     #[track_caller]
     pub fn exec(&self, command: &[&str]) -> Finished {
-        Run::crictl().args(["exec", "--sync", &self.id]).args(command).run()
+        let mut done = Run::crictl().args(["exec", "--sync", &self.id]).args(command).run();
+        done.stdout.truncate(done.stdout.trim_ascii_end().len());
+        done
     }
 
     /// Runs a script in it. Its output; panics unless it succeeds.

@@ -1,11 +1,12 @@
 //! The host under test, and whose turn it is on it.
 
 use std::fs;
+use std::io::Write;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::{PodSpec, Run, eventually, leaks, until};
 
@@ -38,6 +39,7 @@ pub enum Containerd {
 #[derive(Debug)]
 pub struct Host {
     _turn: Turn,
+    since: Instant,
 }
 
 #[derive(Debug)]
@@ -50,13 +52,13 @@ impl Host {
     /// Waits for the host, beside other tests.
     pub fn shared() -> Self {
         let guard = TURN.read().unwrap_or_else(PoisonError::into_inner);
-        Self { _turn: Turn::Shared { _guard: guard } }
+        Self { _turn: Turn::Shared { _guard: guard }, since: Instant::now() }
     }
 
     /// Waits for the host without any other test on it.
     pub fn alone() -> Self {
         let guard = TURN.write().unwrap_or_else(PoisonError::into_inner);
-        Self { _turn: Turn::Alone { _guard: guard } }
+        Self { _turn: Turn::Alone { _guard: guard }, since: Instant::now() }
     }
 
     /// [`Host::shared`] if the handler is Ravelin; else says that the test is left out.
@@ -152,6 +154,17 @@ impl Handler {
             Self::Ravelin => "ravelin",
             Self::Runc => "runc",
         }
+    }
+}
+
+impl Drop for Host {
+    /// Notes how long the test had the host, for who wants to make the tests faster.
+    fn drop(&mut self) {
+        let thread = std::thread::current();
+        let line = format!("{:6.1} s {}\n", self.since.elapsed().as_secs_f32(), thread.name().unwrap_or("?"));
+        let log = fs::File::options().append(true).create(true).open("/var/log/e2e-times.log");
+        // A missing log must not fail a test.
+        let _ = log.and_then(|mut log| log.write_all(line.as_bytes()));
     }
 }
 

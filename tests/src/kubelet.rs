@@ -5,20 +5,21 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use crate::Pod;
+use crate::{Pod, Run};
 
 /// A volume in a pod's folder on the node.
 #[derive(Debug)]
 pub struct Volume {
     /// Its path on the host, to be mounted into containers.
     pub path: PathBuf,
+    mounted: bool,
 }
 
 impl Volume {
     /// A configMap, secret, projected or downwardAPI volume, by the kubelet's plugin name, with these files.
     #[track_caller]
     pub fn atomic(pod: &Pod<'_>, plugin: &str, name: &str, files: &[(&str, &str)]) -> Self {
-        let volume = Self { path: folder(pod, plugin, name) };
+        let volume = Self { path: folder(pod, plugin, name), mounted: false };
         volume.replace(files);
         volume
     }
@@ -29,7 +30,18 @@ impl Volume {
         use std::os::unix::fs::PermissionsExt;
         let path = folder(pod, "empty-dir", name);
         fs::set_permissions(&path, fs::Permissions::from_mode(0o777)).expect("the mode can be set");
-        Self { path }
+        Self { path, mounted: false }
+    }
+
+    /// An emptyDir whose medium is memory, of this many bytes.
+    #[track_caller]
+    pub fn memory_dir(pod: &Pod<'_>, name: &str, bytes: u64) -> Self {
+        let path = folder(pod, "empty-dir", name);
+        Run::new("mount")
+            .args(["-t", "tmpfs", "-o", &format!("mode=777,size={bytes}"), "tmpfs"])
+            .arg(&path)
+            .ok();
+        Self { path, mounted: true }
     }
 
     /// Replaces the files all at once, as the kubelet's atomic writer does: a new folder, and the link `..data`
@@ -57,6 +69,15 @@ impl Volume {
         }
         if let Some(old) = old {
             fs::remove_dir_all(self.path.join(old)).expect("the old files can be removed");
+        }
+    }
+}
+
+impl Drop for Volume {
+    fn drop(&mut self) {
+        if self.mounted {
+            // Lazily: the pod that uses it may go later.
+            Run::new("umount").arg("-l").arg(&self.path).run();
         }
     }
 }
