@@ -85,6 +85,14 @@ impl PodCgroup {
         Ok(cgroup)
     }
 
+    /// Sets limits anew; what is `None` stays as it is.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn set(&self, limits: &Limits) -> Result<(), CgroupError> {
+        self.limit(&self.handle(), limits)
+    }
+
     /// Puts a process, with all its threads, into the cgroup.
     ///
     /// # Errors

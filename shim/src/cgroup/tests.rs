@@ -52,7 +52,9 @@ async fn a_process_is_limited_killed_and_gone() {
         memory_bytes: Some(64 << 20),
         pids: Some(100),
     };
-    let cgroup = PodCgroup::create(&path, &limits).unwrap();
+    let without_quota = Limits { cpu_quota_us: None, ..limits.clone() };
+    let cgroup = PodCgroup::create(&path, &without_quota).unwrap();
+    cgroup.set(&limits).unwrap();
     let directories = cgroup.directories();
     let read = |name: &str| {
         directories

@@ -1,1 +1,171 @@
-//! volumes.
+//! A container's volumes: what stands in the guest behind the bind mounts of its OCI spec.
+//!
+//! Host paths are judged by [`ravelin_policy::classify`] and opened below the kubelet's and containerd's directories
+//! without following symbolic links. ConfigMaps, secrets, tokens and the pod's files are copied into the guest and
+//! kept in step; emptyDirs live in the guest alone; the termination log is carried back when its container ends.
+//! The guest never names a path of the host.
+
+mod guest;
+mod host;
+mod resolve;
+mod subpath;
+mod termination;
+#[cfg(test)]
+mod tests;
+mod tree;
+mod watch;
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use oci_spec::runtime::Spec;
+use ravelin_policy::Roots;
+use ravelin_proto::agent::MountSource;
+use tokio::task::JoinHandle;
+
+pub use guest::Guest;
+use resolve::Resolver;
+use termination::TerminationLog;
+use watch::Pushed;
+
+/// A volume that could not be brought into the guest.
+#[derive(Debug, thiserror::Error)]
+pub enum VolumeError {
+    /// Something that is not done yet.
+    #[error("not supported yet: {0}")]
+    NotSupported(String),
+    /// A path that is not the pod's to mount.
+    #[error("the host path {0} is not a volume of this pod")]
+    Refused(String),
+    /// A path of the host's could not be read.
+    #[error("cannot read the volume {path}")]
+    Read {
+        /// The host path.
+        path: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// Content that cannot be pushed.
+    #[error("the volume {path} {reason}")]
+    Content {
+        /// The host path.
+        path: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The agent did not take the volume.
+    #[error("cannot bring the volume {path} into the pod's machine: {message}")]
+    Push {
+        /// The host path.
+        path: String,
+        /// The agent's words, bounded.
+        message: String,
+    },
+    /// The shim is ending.
+    #[error("the work on volumes was cut short")]
+    Cancelled,
+}
+
+/// The names and places by which the pod's own paths are known.
+#[derive(Debug, Clone)]
+pub struct PodPaths {
+    /// containerd's id of the sandbox.
+    pub sandbox_id: String,
+    /// Kubernetes's UID of the pod; may be empty.
+    pub pod_uid: String,
+    /// The pod was allowed `hostIPC`.
+    pub host_ipc: bool,
+    /// Where the kubelet and containerd keep pods' files.
+    pub roots: Roots,
+}
+
+/// The volumes of one pod.
+#[derive(Debug)]
+pub struct PodVolumes {
+    shared: Arc<Shared>,
+    watcher: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// What the watcher shares with requests.
+#[derive(Debug)]
+struct Shared {
+    guest: Guest,
+    paths: PodPaths,
+    /// Pushed volumes by host path.
+    pushed: Mutex<HashMap<String, Arc<Pushed>>>,
+    /// Termination logs by container, open since the container's creation.
+    logs: Mutex<HashMap<String, Vec<TerminationLog>>>,
+    changes: watch::Changes,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl PodVolumes {
+    /// The volumes of a pod whose agent is reached through `guest`. Must be called inside a tokio runtime.
+    pub fn new(guest: impl Into<Guest>, paths: PodPaths) -> Self {
+        let shared = Arc::new(Shared {
+            guest: guest.into(),
+            paths,
+            pushed: Mutex::default(),
+            logs: Mutex::default(),
+            changes: watch::Changes::new(),
+        });
+        Self { shared, watcher: Mutex::default() }
+    }
+
+    /// Brings what a container mounts from the host into the guest and tells what stands behind each mount. Takes the
+    /// host's paths out of the spec.
+    ///
+    /// # Errors
+    /// Names the host path and what is wrong with it.
+    pub async fn resolve(
+        &self,
+        container_id: &str,
+        spec: &mut Spec,
+    ) -> Result<Vec<MountSource>, VolumeError> {
+        let mut mounts = spec.mounts_mut().take().unwrap_or_default();
+        let resolver = Resolver { shared: &self.shared, container_id };
+        let sources = resolver.resolve(&mut mounts).await;
+        spec.set_mounts(Some(mounts));
+        let sources = sources?;
+        if !lock(&self.shared.pushed).is_empty() {
+            let mut watcher = lock(&self.watcher);
+            if watcher.is_none() {
+                *watcher = Some(tokio::spawn(watch::keep_in_step(Arc::clone(&self.shared))));
+            }
+        }
+        Ok(sources)
+    }
+
+    /// Carries the container's termination log back to the host; to be called before its exit is made known.
+    pub async fn container_exited(&self, container_id: &str) {
+        let logs = lock(&self.shared.logs).remove(container_id).unwrap_or_default();
+        for log in logs {
+            if let Err(error) = log.carry_back(&self.shared.guest).await {
+                tracing::warn!(container = container_id, "cannot carry the termination log back: {error}");
+            }
+        }
+    }
+
+    /// Forgets the container.
+    pub async fn container_removed(&self, container_id: &str) {
+        lock(&self.shared.logs).remove(container_id);
+    }
+
+    /// Stops watching; also done when this is dropped.
+    pub fn close(&self) {
+        if let Some(watcher) = lock(&self.watcher).take() {
+            watcher.abort();
+        }
+    }
+}
+
+impl Drop for PodVolumes {
+    fn drop(&mut self) {
+        self.close();
+    }
+}

@@ -1,0 +1,82 @@
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use ravelin_proto::agent::agent_client::AgentClient;
+use ravelin_proto::agent::{PushVolumeRequest, ReadVolumeRequest};
+use tonic::transport::Channel;
+
+use crate::volumes::VolumeError;
+
+/// Time the agent has for one volume.
+const DEADLINE: Duration = Duration::from_secs(30);
+/// Longest message of the agent's that is passed on, in characters.
+const MAX_MESSAGE: usize = 512;
+
+/// The two calls of the agent's that volumes need.
+#[async_trait]
+pub trait VolumeCalls: Send + Sync {
+    /// Puts a volume's content in place.
+    async fn push(&self, request: PushVolumeRequest) -> Result<(), String>;
+    /// Reads a volume that containers may write.
+    async fn read(&self, request: ReadVolumeRequest) -> Result<Vec<u8>, String>;
+}
+
+#[async_trait]
+impl VolumeCalls for AgentClient<Channel> {
+    async fn push(&self, request: PushVolumeRequest) -> Result<(), String> {
+        self.clone().push_volume(request).await.map(drop).map_err(|status| status.message().to_owned())
+    }
+
+    async fn read(&self, request: ReadVolumeRequest) -> Result<Vec<u8>, String> {
+        let reply = self.clone().read_volume(request).await.map_err(|status| status.message().to_owned())?;
+        Ok(reply.into_inner().data.into())
+    }
+}
+
+/// The guest as volumes see it: every call has a deadline, and what it answers is bounded.
+#[derive(Clone)]
+pub struct Guest(Arc<dyn VolumeCalls>);
+
+impl std::fmt::Debug for Guest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Guest")
+    }
+}
+
+impl<T: VolumeCalls + 'static> From<T> for Guest {
+    fn from(calls: T) -> Self {
+        Self(Arc::new(calls))
+    }
+}
+
+impl Guest {
+    /// `path` is named in the error.
+    pub(super) async fn push(&self, path: &str, request: PushVolumeRequest) -> Result<(), VolumeError> {
+        within(path, self.0.push(request)).await
+    }
+
+    /// At most `max_bytes`, whatever the agent sends.
+    pub(super) async fn read(
+        &self,
+        path: &str,
+        volume: &str,
+        max_bytes: u32,
+    ) -> Result<Vec<u8>, VolumeError> {
+        let request = ReadVolumeRequest { volume: volume.to_owned(), max_bytes };
+        let mut data = within(path, self.0.read(request)).await?;
+        data.truncate(usize::try_from(max_bytes).unwrap_or(usize::MAX));
+        Ok(data)
+    }
+}
+
+async fn within<T>(path: &str, call: impl Future<Output = Result<T, String>>) -> Result<T, VolumeError> {
+    let answer = match tokio::time::timeout(DEADLINE, call).await {
+        Ok(answer) => answer,
+        Err(_) => Err(format!("its agent did not answer within {} s", DEADLINE.as_secs())),
+    };
+    answer.map_err(|message| VolumeError::Push {
+        path: path.to_owned(),
+        message: message.chars().filter(|c| !c.is_control()).take(MAX_MESSAGE).collect(),
+    })
+}

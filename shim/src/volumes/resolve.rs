@@ -1,0 +1,140 @@
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use oci_spec::runtime::Mount;
+use ravelin_policy::{PodIdentity, VolumeKind, classify};
+use ravelin_proto::agent::mount_source::Source;
+use ravelin_proto::agent::{Empty, EmptyDir, MountSource, PushedVolume};
+
+use super::termination::TerminationLog;
+use super::watch::Pushed;
+use super::{Shared, VolumeError, host, lock, subpath};
+
+/// Resolves the mounts of one container.
+pub(super) struct Resolver<'a> {
+    pub shared: &'a Arc<Shared>,
+    pub container_id: &'a str,
+}
+
+impl Resolver<'_> {
+    /// Finds out what stands behind each bind mount, blanks its source, and leaves out those that need nothing.
+    pub async fn resolve(&self, mounts: &mut Vec<Mount>) -> Result<Vec<MountSource>, VolumeError> {
+        // A directory of the image that is declared to be a volume: what the container writes there goes to its own
+        // writable layer anyway.
+        mounts.retain(|mount| {
+            !host_path(mount).is_some_and(|path| matches!(self.classify(path), VolumeKind::ImageDeclared))
+        });
+        let mut sources = Vec::new();
+        for (index, mount) in mounts.iter_mut().enumerate() {
+            if !is_bind(mount) {
+                continue;
+            }
+            let path = match mount.source().as_deref().map(Path::to_str) {
+                Some(Some(path)) if !path.is_empty() => path.to_owned(),
+                Some(None) => return Err(VolumeError::Refused(format!("{:?}", mount.source()))),
+                _ => continue,
+            };
+            let source = self.source(index, &path).await?;
+            mount.set_source(Some(PathBuf::new()));
+            sources.push(MountSource {
+                spec_index: u32::try_from(index).unwrap_or(u32::MAX),
+                source: Some(source),
+            });
+        }
+        Ok(sources)
+    }
+
+    fn classify(&self, path: &str) -> VolumeKind {
+        let paths = &self.shared.paths;
+        let pod =
+            PodIdentity { sandbox_id: &paths.sandbox_id, pod_uid: &paths.pod_uid, host_ipc: paths.host_ipc };
+        classify(path, pod, &paths.roots)
+    }
+
+    async fn source(&self, index: usize, path: &str) -> Result<Source, VolumeError> {
+        match self.classify(path) {
+            VolumeKind::Pushed { .. } => self.push(path, true).await,
+            VolumeKind::EmptyDir { name } => self.empty_dir(path, name, String::new()).await,
+            VolumeKind::SubPath { volume, .. } => self.sub_path(path, &volume).await,
+            VolumeKind::TerminationLog => self.termination_log(index, path).await,
+            VolumeKind::Shm => Ok(Source::Shm(Empty {})),
+            VolumeKind::NotYet { plugin, name } => {
+                Err(VolumeError::NotSupported(format!("the volume {name} of the kind {plugin}")))
+            }
+            VolumeKind::ImageDeclared | VolumeKind::Unsupported(_) => {
+                Err(VolumeError::Refused(path.to_owned()))
+            }
+        }
+    }
+
+    /// Pushes a tree or file, once for all containers that mount it.
+    async fn push(&self, path: &str, keep_in_step: bool) -> Result<Source, VolumeError> {
+        let pushed = {
+            let mut all = lock(&self.shared.pushed);
+            Arc::clone(
+                all.entry(path.to_owned()).or_insert_with(|| Arc::new(Pushed::new(path, keep_in_step))),
+            )
+        };
+        pushed.bring(self.shared).await?;
+        Ok(Source::Pushed(PushedVolume { volume: pushed.name.clone(), sub_path: String::new() }))
+    }
+
+    async fn empty_dir(&self, path: &str, name: String, sub_path: String) -> Result<Source, VolumeError> {
+        let (path, shared) = (path.to_owned(), Arc::clone(self.shared));
+        let facts = blocking(move || host::empty_dir(&path, &shared.paths.roots)).await?;
+        Ok(Source::EmptyDir(EmptyDir {
+            name,
+            mode: facts.mode,
+            uid: facts.uid,
+            gid: facts.gid,
+            memory: facts.memory.is_some(),
+            size_bytes: facts.memory.unwrap_or(0),
+            sub_path,
+        }))
+    }
+
+    /// A part of a volume, which the kubelet has bound to a path of its own. A part of an emptyDir is found in the guest;
+    /// a part of pushed content is pushed by itself and, as Kubernetes has it, never changes.
+    async fn sub_path(&self, path: &str, volume: &str) -> Result<Source, VolumeError> {
+        let (bound, name, shared) = (path.to_owned(), volume.to_owned(), Arc::clone(self.shared));
+        let whole = blocking(move || subpath::find_volume(&bound, &name, &shared.paths.roots)).await?;
+        match self.classify(&whole) {
+            VolumeKind::EmptyDir { name } => {
+                let (bound, of, shared) = (path.to_owned(), whole.clone(), Arc::clone(self.shared));
+                let sub_path = blocking(move || subpath::inside(&bound, &of, &shared.paths.roots)).await?;
+                self.empty_dir(&whole, name, sub_path).await
+            }
+            VolumeKind::Pushed { .. } => self.push(path, false).await,
+            VolumeKind::NotYet { plugin, name } => {
+                Err(VolumeError::NotSupported(format!("a subPath of the volume {name} of the kind {plugin}")))
+            }
+            _ => Err(VolumeError::Refused(path.to_owned())),
+        }
+    }
+
+    async fn termination_log(&self, index: usize, path: &str) -> Result<Source, VolumeError> {
+        let (owned, shared) = (path.to_owned(), Arc::clone(self.shared));
+        let name = Pushed::guest_name(&format!("{}/{index}", self.container_id));
+        let (log, request) =
+            blocking(move || TerminationLog::open(&owned, name, &shared.paths.roots)).await?;
+        self.shared.guest.push(path, request).await?;
+        let volume = log.volume.clone();
+        lock(&self.shared.logs).entry(self.container_id.to_owned()).or_default().push(log);
+        Ok(Source::Pushed(PushedVolume { volume, sub_path: String::new() }))
+    }
+}
+
+pub(super) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, VolumeError> + Send + 'static,
+) -> Result<T, VolumeError> {
+    tokio::task::spawn_blocking(work).await.map_err(|_| VolumeError::Cancelled)?
+}
+
+fn is_bind(mount: &Mount) -> bool {
+    mount.typ().as_deref() == Some("bind")
+        || mount.options().iter().flatten().any(|option| matches!(option.as_str(), "bind" | "rbind"))
+}
+
+fn host_path(mount: &Mount) -> Option<&str> {
+    mount.source().as_deref().filter(|_| is_bind(mount)).and_then(Path::to_str)
+}

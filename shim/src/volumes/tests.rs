@@ -1,0 +1,284 @@
+use std::collections::HashMap;
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use oci_spec::runtime::Spec;
+use ravelin_policy::Roots;
+use ravelin_proto::agent::mount_source::Source;
+use ravelin_proto::agent::volume_entry::Content;
+use ravelin_proto::agent::{MountSource, PushVolumeRequest, ReadVolumeRequest};
+use serde_json::json;
+
+use super::guest::VolumeCalls;
+use super::{PodPaths, PodVolumes, VolumeError, tree};
+
+/// A guest that remembers what it was told.
+#[derive(Clone, Default)]
+struct Fake {
+    pushes: Arc<Mutex<Vec<PushVolumeRequest>>>,
+    files: Arc<Mutex<HashMap<String, Vec<u8>>>>,
+}
+
+#[async_trait]
+impl VolumeCalls for Fake {
+    async fn push(&self, request: PushVolumeRequest) -> Result<(), String> {
+        self.pushes.lock().unwrap().push(request);
+        Ok(())
+    }
+
+    async fn read(&self, request: ReadVolumeRequest) -> Result<Vec<u8>, String> {
+        self.files.lock().unwrap().get(&request.volume).cloned().ok_or_else(|| "no such volume".to_owned())
+    }
+}
+
+impl Fake {
+    fn pushes(&self) -> Vec<PushVolumeRequest> {
+        self.pushes.lock().unwrap().clone()
+    }
+
+    async fn wait_for(&self, count: usize) -> Vec<PushVolumeRequest> {
+        for _ in 0..100 {
+            if self.pushes().len() >= count {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        self.pushes()
+    }
+}
+
+/// A node's directories with one pod in them.
+struct Node {
+    dir: tempfile::TempDir,
+    guest: Fake,
+    volumes: PodVolumes,
+}
+
+impl Node {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let root = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+        let paths = PodPaths {
+            sandbox_id: "box".to_owned(),
+            pod_uid: "uid".to_owned(),
+            host_ipc: false,
+            roots: Roots { kubelet: vec![root("kubelet")], containerd: vec![root("containerd")] },
+        };
+        let guest = Fake::default();
+        let volumes = PodVolumes::new(guest.clone(), paths);
+        Self { dir, guest, volumes }
+    }
+
+    fn pod(&self, path: &str) -> PathBuf {
+        self.dir.path().join("kubelet/pods/uid").join(path)
+    }
+
+    fn sandbox(&self, path: &str) -> PathBuf {
+        self.dir.path().join("containerd/io.containerd.grpc.v1.cri/sandboxes/box").join(path)
+    }
+
+    fn file(&self, path: &Path, text: &str) -> PathBuf {
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+        path.to_owned()
+    }
+
+    async fn resolve(
+        &self,
+        container: &str,
+        mounts: &[&Path],
+    ) -> Result<(Spec, Vec<MountSource>), VolumeError> {
+        let mut all = vec![json!({ "destination": "/proc", "type": "proc", "source": "proc" })];
+        all.extend(mounts.iter().enumerate().map(|(index, path)| {
+            json!({ "destination": format!("/m{index}"), "type": "bind", "source": path, "options": ["rbind", "ro"] })
+        }));
+        let mut spec: Spec = serde_json::from_value(json!({ "ociVersion": "1.1.0", "mounts": all })).unwrap();
+        let sources = self.volumes.resolve(container, &mut spec).await?;
+        Ok((spec, sources))
+    }
+}
+
+/// The kubelet's way of replacing a volume's content.
+fn swap(volume: &Path, stamp: &str, files: &[(&str, &str)]) {
+    fs::create_dir_all(volume.join(stamp)).unwrap();
+    for (name, text) in files {
+        fs::write(volume.join(stamp).join(name), text).unwrap();
+        if !volume.join(name).is_symlink() {
+            symlink(format!("..data/{name}"), volume.join(name)).unwrap();
+        }
+    }
+    symlink(stamp, volume.join("..data_tmp")).unwrap();
+    fs::rename(volume.join("..data_tmp"), volume.join("..data")).unwrap();
+}
+
+fn text(request: &PushVolumeRequest, path: &str) -> Option<String> {
+    let entry = request.entries.iter().find(|entry| entry.path == path)?;
+    Some(match entry.content.as_ref()? {
+        Content::File(bytes) => String::from_utf8_lossy(bytes).into_owned(),
+        Content::Symlink(target) => format!("-> {target}"),
+        Content::Directory(_) => "directory".to_owned(),
+    })
+}
+
+#[tokio::test]
+async fn a_config_map_is_pushed_once_and_kept_in_step() {
+    let node = Node::new();
+    let volume = node.pod("volumes/kubernetes.io~configmap/conf");
+    swap(&volume, "..1", &[("key", "one")]);
+    let (spec, sources) = node.resolve("a", &[&volume]).await.unwrap();
+    node.resolve("b", &[&volume]).await.unwrap();
+    assert_eq!(spec.mounts().as_ref().unwrap()[1].source().as_deref(), Some(Path::new("")));
+    assert_eq!(sources[0].spec_index, 1);
+    let pushes = node.guest.pushes();
+    assert_eq!(pushes.len(), 1);
+    let Some(Source::Pushed(pushed)) = &sources[0].source else { panic!("{sources:?}") };
+    assert_eq!(pushed.volume, pushes[0].volume);
+    assert_eq!(text(&pushes[0], "..data").as_deref(), Some("-> ..1"));
+    assert_eq!(text(&pushes[0], "..1").as_deref(), Some("directory"));
+    assert_eq!(text(&pushes[0], "..1/key").as_deref(), Some("one"));
+    assert_eq!(text(&pushes[0], "key").as_deref(), Some("-> ..data/key"));
+
+    // The old directory is still there for a moment; it is not pushed.
+    swap(&volume, "..2", &[("key", "two")]);
+    let pushes = node.guest.wait_for(2).await;
+    assert_eq!(text(&pushes[1], "..2/key").as_deref(), Some("two"));
+    assert_eq!(text(&pushes[1], "..1/key"), None);
+    // Its removal changes nothing in the guest.
+    fs::remove_dir_all(volume.join("..1")).unwrap();
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(node.guest.pushes().len(), 2);
+    node.volumes.close();
+    swap(&volume, "..3", &[("key", "three")]);
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(node.guest.pushes().len(), 2);
+}
+
+#[tokio::test]
+async fn the_pods_files_are_pushed_and_kept_in_step() {
+    let node = Node::new();
+    let hosts = node.file(&node.pod("etc-hosts"), "127.0.0.1 localhost\n");
+    let resolv = node.file(&node.sandbox("resolv.conf"), "nameserver 1.1.1.1\n");
+    fs::set_permissions(&hosts, PermissionsExt::from_mode(0o640)).unwrap();
+    node.resolve("a", &[&hosts, &resolv]).await.unwrap();
+    let pushes = node.guest.pushes();
+    assert_eq!(pushes.len(), 2);
+    assert!(pushes.iter().all(|push| push.single_file && !push.writable));
+    assert_eq!(pushes[0].entries[0].mode, 0o640);
+    assert_eq!(text(&pushes[1], "").as_deref(), Some("nameserver 1.1.1.1\n"));
+    fs::write(&hosts, "10.0.0.1 pod\n").unwrap();
+    let pushes = node.guest.wait_for(3).await;
+    assert_eq!(text(&pushes[2], "").as_deref(), Some("10.0.0.1 pod\n"));
+    assert_eq!(pushes[2].volume, pushes[0].volume);
+}
+
+#[tokio::test]
+async fn the_termination_log_is_carried_back() {
+    let node = Node::new();
+    let log = node.file(&node.pod("containers/main/1a2b3c4d"), "");
+    let (_, sources) = node.resolve("a", &[&log]).await.unwrap();
+    let Some(Source::Pushed(pushed)) = &sources[0].source else { panic!("{sources:?}") };
+    let push = &node.guest.pushes()[0];
+    assert!(push.single_file && push.writable && push.volume == pushed.volume);
+    // A hostile agent sends more than it was asked for; the host's file was put out of the way meanwhile.
+    node.guest.files.lock().unwrap().insert(pushed.volume.clone(), vec![b'x'; 1 << 20]);
+    let moved = node.dir.path().join("moved");
+    fs::rename(&log, &moved).unwrap();
+    fs::write(&log, "another").unwrap();
+    node.volumes.container_exited("a").await;
+    assert_eq!(fs::read(&moved).unwrap(), vec![b'x'; 64 << 10]);
+    assert_eq!(fs::read_to_string(&log).unwrap(), "another");
+    node.volumes.container_exited("a").await;
+    node.volumes.container_removed("a").await;
+}
+
+#[tokio::test]
+async fn an_empty_dir_keeps_its_mode_and_owner() {
+    let node = Node::new();
+    let dir = node.pod("volumes/kubernetes.io~empty-dir/cache");
+    fs::create_dir_all(&dir).unwrap();
+    fs::set_permissions(&dir, PermissionsExt::from_mode(0o2770)).unwrap();
+    let shm = node.sandbox("shm");
+    let (_, sources) = node.resolve("a", &[&dir, &shm]).await.unwrap();
+    let Some(Source::EmptyDir(empty)) = &sources[0].source else { panic!("{sources:?}") };
+    assert_eq!(
+        (empty.name.as_str(), empty.mode, empty.memory, empty.size_bytes),
+        ("cache", 0o2770, false, 0)
+    );
+    assert!(matches!(sources[1].source, Some(Source::Shm(_))));
+    assert!(node.guest.pushes().is_empty());
+}
+
+#[tokio::test]
+async fn volumes_declared_by_the_image_are_left_to_the_writable_layer() {
+    let node = Node::new();
+    let declared = node.dir.path().join("containerd/io.containerd.grpc.v1.cri/containers/c/volumes/v");
+    let hosts = node.file(&node.pod("etc-hosts"), "x");
+    let (spec, sources) = node.resolve("a", &[&declared, &hosts]).await.unwrap();
+    assert_eq!(spec.mounts().as_ref().unwrap().len(), 2);
+    assert_eq!(sources.iter().map(|source| source.spec_index).collect::<Vec<_>>(), [1]);
+}
+
+#[tokio::test]
+async fn a_sub_path_of_pushed_content_is_pushed_by_itself() {
+    let node = Node::new();
+    swap(&node.pod("volumes/kubernetes.io~configmap/conf"), "..1", &[("key", "one")]);
+    // The kubelet binds the part here; its content is all that counts.
+    let bound = node.file(&node.pod("volume-subpaths/conf/main/0"), "one");
+    node.resolve("a", &[&bound]).await.unwrap();
+    let push = &node.guest.pushes()[0];
+    assert!(push.single_file);
+    assert_eq!(text(push, "").as_deref(), Some("one"));
+
+    fs::create_dir_all(node.pod("volumes/kubernetes.io~empty-dir/cache")).unwrap();
+    let not_bound = node.pod("volume-subpaths/cache/main/0");
+    fs::create_dir_all(&not_bound).unwrap();
+    let error = node.resolve("a", &[&not_bound]).await.unwrap_err().to_string();
+    assert!(error.contains("is not a part of the volume"), "{error}");
+}
+
+#[tokio::test]
+async fn other_paths_are_refused() {
+    let node = Node::new();
+    for (path, words) in [
+        ("/etc", "the host path /etc is not a volume of this pod"),
+        (node.pod("volumes/kubernetes.io~nfs/data").to_str().unwrap(), "not supported yet: the volume data"),
+        (node.pod("etc-hosts").to_str().unwrap(), "cannot read the volume"),
+    ] {
+        let error = node.resolve("a", &[Path::new(path)]).await.unwrap_err().to_string();
+        assert!(error.contains(words), "{error}");
+    }
+    assert!(node.guest.pushes().is_empty());
+}
+
+#[test]
+fn a_tree_shows_nothing_of_the_host() {
+    let node = tempfile::tempdir().unwrap();
+    let roots = Roots { kubelet: vec![node.path().to_str().unwrap().to_owned()], containerd: Vec::new() };
+    let volume = node.path().join("volume");
+    fs::create_dir(&volume).unwrap();
+    let path = volume.to_str().unwrap();
+    let says = |words: &str| {
+        let error = tree::read(path, &roots).unwrap_err().to_string();
+        assert!(error.contains(words), "{error}");
+    };
+    symlink("/etc/shadow", volume.join("out")).unwrap();
+    says("leads out of it");
+    fs::remove_file(volume.join("out")).unwrap();
+    let _socket = std::os::unix::net::UnixListener::bind(volume.join("socket")).unwrap();
+    says("neither a directory, a file nor a link");
+    fs::remove_file(volume.join("socket")).unwrap();
+    let big = fs::File::create(volume.join("big")).unwrap();
+    big.set_len(tree::MAX_BYTES as u64 + 1).unwrap();
+    says("holds more than 3 MiB");
+    big.set_len(tree::MAX_BYTES as u64).unwrap();
+    assert_eq!(tree::read(path, &roots).unwrap().entries.len(), 1);
+    // A link in the place of the volume itself, or on the way to it.
+    symlink(&volume, node.path().join("link")).unwrap();
+    assert!(tree::read(node.path().join("link").to_str().unwrap(), &roots).is_err());
+    assert!(tree::read(node.path().join("link/big").to_str().unwrap(), &roots).is_err());
+    assert!(tree::read("/etc/passwd", &roots).is_err());
+}
