@@ -117,7 +117,7 @@ impl Changes {
                 unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }.map_err(Into::into)
             })
             .inspect_err(|error| {
-                tracing::warn!("volumes are polled, for want of an inotify instance: {error}")
+                tracing::warn!("volumes are polled, for want of an inotify instance: {error}");
             });
         Self { inotify: inotify.ok() }
     }
