@@ -2,9 +2,30 @@
 //!
 //! It speaks containerd's task protocol (ttrpc), prepares the pod's network, disks and cgroup on the host, starts
 //! the machine (`ravelin-vmm`) and drives the agent inside it.
+//!
+//! * [`cli`]: what containerd calls the binary for: `start`, `delete`, `-info`, `-v`.
+//! * [`service`]: the task protocol; each call ends in [`sandbox`] or [`task`].
+//! * [`sandbox`]: one pod: its machine and what belongs to it on the host.
+//! * [`task`]: containers and execs.
+//! * [`cgroup`], [`machine`], [`network`], [`rootfs`], [`volumes`]: the pieces a pod is made of.
 
+pub mod agent;
 pub mod cgroup;
+pub mod cli;
+pub mod config;
+pub mod error;
+pub mod events;
+pub mod extents;
+pub mod logging;
 pub mod machine;
 pub mod network;
+pub mod process;
 pub mod rootfs;
+pub mod sandbox;
+pub mod service;
+pub mod spec;
+pub mod state;
+pub mod stats;
+pub mod stdio;
+pub mod task;
 pub mod volumes;

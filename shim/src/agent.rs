@@ -1,0 +1,210 @@
+//! The agent in the guest, as a client sees it: every call has a deadline and ends when the machine does.
+
+use std::future::Future;
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use hyper_util::rt::TokioIo;
+use ravelin_proto::agent::agent_client::AgentClient;
+use ravelin_proto::agent::{ProcessRequest, WaitResponse};
+use ravelin_proto::{CONTROL_PORT, MAX_MESSAGE_BYTES};
+use tokio::net::UnixStream;
+use tonic::transport::{Channel, Endpoint, Uri};
+use tonic::{Code, Response, Status};
+
+use crate::error::bounded;
+use crate::machine::{Exit, Machine, MachineError};
+
+/// Longest message of the agent's that is passed on, in bytes.
+const MAX_MESSAGE: usize = 1024;
+/// Pause before a wait whose connection broke is tried again.
+const WAIT_PAUSE: Duration = Duration::from_millis(100);
+/// How often a wait is tried again while the machine runs.
+const WAIT_ATTEMPTS: u32 = 20;
+
+/// A call that failed.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// The agent's answer.
+    #[error("cannot {what} in the pod's machine: {message}")]
+    Refused {
+        /// What was attempted.
+        what: &'static str,
+        /// gRPC's code.
+        code: Code,
+        /// The agent's words, bounded.
+        message: String,
+    },
+    /// No answer.
+    #[error("cannot {what}: the pod's machine did not answer within {} s", .after.as_secs())]
+    Timeout {
+        /// What was attempted.
+        what: &'static str,
+        /// How long it had.
+        after: Duration,
+    },
+    /// The machine is gone.
+    #[error("cannot {what}: the pod's machine has ended ({exit})")]
+    Ended {
+        /// What was attempted.
+        what: &'static str,
+        /// How it ended.
+        exit: Exit,
+    },
+}
+
+impl AgentError {
+    /// The agent's code, if it answered.
+    #[must_use]
+    pub fn code(&self) -> Option<Code> {
+        match self {
+            Self::Refused { code, .. } => Some(*code),
+            _ => None,
+        }
+    }
+}
+
+/// A connection to the agent; clones share it.
+#[derive(Debug, Clone)]
+pub struct Agent {
+    machine: Machine,
+    calls: AgentClient<Channel>,
+    /// Waits last as long as processes do; they have a connection of their own, so that no number of them can use up
+    /// the streams that calls need.
+    waits: AgentClient<Channel>,
+    deadline: Duration,
+}
+
+impl Agent {
+    /// Connects to the agent of a machine that was just booted: tries for `patience`.
+    ///
+    /// # Errors
+    /// When the machine ends or the agent does not come up.
+    pub async fn connect(
+        machine: &Machine,
+        patience: Duration,
+        deadline: Duration,
+    ) -> Result<Self, MachineError> {
+        let first = machine.connect_when_ready(CONTROL_PORT, patience).await?;
+        Ok(Self {
+            machine: machine.clone(),
+            calls: client(machine, Some(first)),
+            waits: client(machine, None),
+            deadline,
+        })
+    }
+
+    /// The machine it runs in.
+    #[must_use]
+    pub fn machine(&self) -> &Machine {
+        &self.machine
+    }
+
+    /// The generated client, for [`Agent::call`].
+    #[must_use]
+    pub fn client(&self) -> AgentClient<Channel> {
+        self.calls.clone()
+    }
+
+    /// The generated client on the connection for long calls.
+    #[must_use]
+    pub fn long_client(&self) -> AgentClient<Channel> {
+        self.waits.clone()
+    }
+
+    /// Makes a call within the usual deadline: `agent.call("kill a process", client.kill(request))`.
+    ///
+    /// # Errors
+    /// The agent's refusal, its silence, or the machine's end.
+    pub async fn call<T>(
+        &self,
+        what: &'static str,
+        call: impl Future<Output = Result<Response<T>, Status>>,
+    ) -> Result<T, AgentError> {
+        self.call_within(what, self.deadline, call).await
+    }
+
+    /// [`Agent::call`] with another deadline.
+    ///
+    /// # Errors
+    /// As [`Agent::call`].
+    pub async fn call_within<T>(
+        &self,
+        what: &'static str,
+        deadline: Duration,
+        call: impl Future<Output = Result<Response<T>, Status>>,
+    ) -> Result<T, AgentError> {
+        tokio::select! {
+            biased;
+            answer = tokio::time::timeout(deadline, call) => match answer {
+                Ok(Ok(response)) => Ok(response.into_inner()),
+                Ok(Err(status)) => Err(self.refused(what, &status)),
+                Err(_) => Err(AgentError::Timeout { what, after: deadline }),
+            },
+            exit = self.machine.wait() => Err(AgentError::Ended { what, exit }),
+        }
+    }
+
+    fn refused(&self, what: &'static str, status: &Status) -> AgentError {
+        // A broken connection is how the machine's end shows first.
+        match self.machine.exited() {
+            Some(exit) => AgentError::Ended { what, exit },
+            None => AgentError::Refused {
+                what,
+                code: status.code(),
+                message: bounded(status.message(), MAX_MESSAGE),
+            },
+        }
+    }
+
+    /// Waits for a process's end, however long it takes.
+    ///
+    /// # Errors
+    /// When the agent does not know the process, or the machine ends.
+    pub async fn wait(&self, container_id: &str, exec_id: &str) -> Result<WaitResponse, AgentError> {
+        const WHAT: &str = "wait for a process";
+        let mut attempts = 0;
+        loop {
+            let request =
+                ProcessRequest { container_id: container_id.to_owned(), exec_id: exec_id.to_owned() };
+            let mut client = self.waits.clone();
+            let status = tokio::select! {
+                biased;
+                answer = client.wait(request) => match answer {
+                    Ok(response) => return Ok(response.into_inner()),
+                    Err(status) => status,
+                },
+                exit = self.machine.wait() => return Err(AgentError::Ended { what: WHAT, exit }),
+            };
+            attempts += 1;
+            let known =
+                !matches!(status.code(), Code::NotFound | Code::InvalidArgument | Code::Unimplemented);
+            if !known || attempts >= WAIT_ATTEMPTS {
+                return Err(self.refused(WHAT, &status));
+            }
+            tokio::time::sleep(WAIT_PAUSE).await;
+        }
+    }
+}
+
+fn client(machine: &Machine, first: Option<UnixStream>) -> AgentClient<Channel> {
+    let machine = machine.clone();
+    let first = Arc::new(Mutex::new(first));
+    let connector = tower::service_fn(move |_: Uri| {
+        let machine = machine.clone();
+        let first = first.lock().unwrap_or_else(PoisonError::into_inner).take();
+        async move {
+            match first {
+                Some(stream) => Ok(stream),
+                None => machine.connect(CONTROL_PORT).await.map_err(io::Error::other),
+            }
+            .map(TokioIo::new)
+        }
+    });
+    // The name goes nowhere: the connector has one place to connect to.
+    let channel = Endpoint::from_static("http://agent").connect_with_connector_lazy(connector);
+    AgentClient::new(channel)
+        .max_decoding_message_size(MAX_MESSAGE_BYTES)
+        .max_encoding_message_size(MAX_MESSAGE_BYTES)
+}

@@ -1,0 +1,106 @@
+//! What containerd writes to the standard input of `start`.
+//!
+//! containerd 2.3 and newer send `BootstrapParams`; older ones the runtime's options as an `Any`, or nothing.
+
+use std::io::IsTerminal;
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+use containerd_shim_protos::bootstrap_api::BootstrapParams;
+use protobuf::Message;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+/// Longest input, in bytes.
+const MAX_BYTES: usize = 4 << 20;
+/// How long to wait for an input that does not end.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// What `start` learns from its input.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Bootstrap {
+    /// containerd's ttrpc address, for events.
+    pub ttrpc_address: Option<String>,
+    /// Directory for our socket.
+    pub socket_dir: Option<String>,
+    /// containerd wants debug messages.
+    pub debug: bool,
+}
+
+/// Reads the standard input to its end, without waiting long for one that stays open.
+#[must_use]
+pub fn read_stdin() -> Vec<u8> {
+    let stdin = std::io::stdin();
+    if stdin.is_terminal() {
+        return Vec::new();
+    }
+    read_within(stdin, PATIENCE)
+}
+
+fn read_within(fd: impl AsFd, patience: Duration) -> Vec<u8> {
+    let until = Instant::now() + patience;
+    let mut bytes = Vec::new();
+    let mut buffer = [0; 8192];
+    while bytes.len() < MAX_BYTES {
+        let left = until.saturating_duration_since(Instant::now());
+        let timeout =
+            Timespec { tv_sec: left.as_secs().try_into().unwrap_or(0), tv_nsec: left.subsec_nanos().into() };
+        match poll(&mut [PollFd::new(&fd, PollFlags::IN)], Some(&timeout)) {
+            Err(rustix::io::Errno::INTR) => continue,
+            Ok(1..) => {}
+            _ => break,
+        }
+        match rustix::io::read(&fd, &mut buffer) {
+            Ok(count) if count > 0 => bytes.extend_from_slice(buffer.get(..count).unwrap_or_default()),
+            Err(rustix::io::Errno::INTR) => {}
+            _ => break,
+        }
+    }
+    bytes
+}
+
+/// Understands the input of a `start` for the instance `id` of `namespace`.
+#[must_use]
+pub fn parse(bytes: &[u8], id: &str, namespace: &str) -> Bootstrap {
+    // Options of older versions may happen to parse as the new message; the names tell.
+    let Ok(params) = BootstrapParams::parse_from_bytes(bytes) else { return Bootstrap::default() };
+    if params.instance_id != id || params.namespace != namespace {
+        return Bootstrap::default();
+    }
+    let nonempty = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+    Bootstrap {
+        ttrpc_address: nonempty(&params.containerd_ttrpc_address),
+        socket_dir: params.socket_dir.as_deref().and_then(nonempty).filter(|dir| dir.starts_with('/')),
+        debug: params.log_level.value() < 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn params_are_told_from_options_and_from_nothing() {
+        let mut params = BootstrapParams::new();
+        params.instance_id = "abc".into();
+        params.namespace = "k8s.io".into();
+        params.containerd_ttrpc_address = "/run/c.ttrpc".into();
+        params.socket_dir = Some("/run/s".into());
+        params.log_level = protobuf::EnumOrUnknown::from_i32(-4);
+        let bytes = params.write_to_bytes().unwrap();
+        let parsed = parse(&bytes, "abc", "k8s.io");
+        assert_eq!(parsed.socket_dir.as_deref(), Some("/run/s"));
+        assert!(parsed.debug);
+        assert_eq!(parse(&bytes, "other", "k8s.io"), Bootstrap::default());
+        assert_eq!(parse(b"", "abc", "k8s.io"), Bootstrap::default());
+        assert_eq!(parse(b"\xff\xff\xff", "abc", "k8s.io"), Bootstrap::default());
+    }
+
+    #[test]
+    fn an_input_that_stays_open_does_not_block() {
+        let (reader, writer) = std::io::pipe().unwrap();
+        let started = Instant::now();
+        let bytes = read_within(reader.as_fd(), Duration::from_millis(50));
+        assert!(bytes.is_empty() && started.elapsed() < Duration::from_secs(2));
+        drop(writer);
+    }
+}

@@ -1,0 +1,77 @@
+//! `delete`: cleans up after a shim that is gone.
+//!
+//! containerd runs it once for each container of the shim, and also after a shim that ended in good order.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use containerd_shim_protos::api::DeleteResponse;
+use protobuf::{Message, MessageField};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
+use super::{Args, CliError, check, print};
+use crate::events::timestamp;
+use crate::machine;
+use crate::sandbox;
+use crate::spec::{self, Kind};
+use crate::state::{self, ProcessRef, State, StateDir};
+
+/// Exit status of what SIGKILL ended.
+const KILLED: u32 = 128 + 9;
+/// Time a shim that is on its way out has to get there by itself.
+const GRACE: Duration = Duration::from_secs(1);
+/// Time the clean-up may take; containerd gives the whole command five seconds.
+const DEADLINE: Duration = Duration::from_secs(4);
+
+pub(super) fn run(args: &Args) -> Result<(), CliError> {
+    check(args)?;
+    let bundle = if args.bundle.is_empty() { PathBuf::from(".") } else { PathBuf::from(&args.bundle) };
+    let directory = StateDir::new(Path::new(state::ROOT), &args.id);
+    let mut pid = 0;
+    // A container leaves nothing of its own on the host. Without a spec to tell, the state does.
+    let is_container =
+        spec::load(&bundle).is_ok_and(|spec| matches!(spec::kind(&spec), Ok(Kind::Container { .. })));
+    if !is_container && let Ok(Some(state)) = directory.load() {
+        pid = state.machine.map_or(0, |machine| machine.pid);
+        clean(&state)?;
+        directory.remove().map_err(CliError::system("remove the pod's state"))?;
+    }
+    let mut response = DeleteResponse::new();
+    response.pid = pid;
+    response.exit_status = KILLED;
+    response.exited_at = MessageField::some(timestamp(SystemTime::now()));
+    print(&response.write_to_bytes().map_err(CliError::Encode)?)
+}
+
+fn clean(state: &State) -> Result<(), CliError> {
+    if let Some(shim) = state.shim {
+        end(shim);
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(CliError::system("start the runtime"))?;
+    runtime.block_on(async {
+        let _ = tokio::time::timeout(DEADLINE, sandbox::remove_remains(state)).await;
+    });
+    runtime.shutdown_background();
+    if state.socket.is_absolute() {
+        let _ = fs::remove_file(&state.socket);
+    }
+    Ok(())
+}
+
+/// Waits for a shim's end, and brings it about if it does not come.
+fn end(shim: ProcessRef) {
+    let Some(pid) = i32::try_from(shim.pid).ok().and_then(Pid::from_raw) else { return };
+    let Ok(pidfd) = pidfd_open(pid, PidfdFlags::empty()) else { return };
+    let gone = || {
+        let timeout = Timespec { tv_sec: GRACE.as_secs().try_into().unwrap_or(1), tv_nsec: 0 };
+        matches!(poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&timeout)), Ok(1..))
+    };
+    if !gone() && matches!(machine::kill_recorded(shim.pid, shim.start_time), Ok(true)) {
+        gone();
+    }
+}

@@ -1,0 +1,106 @@
+//! The daemon: serves containerd on the socket that `start` made.
+
+use std::fs;
+use std::os::fd::{BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::start::LISTENER_FD;
+use super::{Args, CliError, check};
+use crate::config::{self, Config};
+use crate::events::Publisher;
+use crate::logging;
+use crate::service::Service;
+use crate::state::{self, ProcessRef, State, StateDir};
+
+/// How long a shim without any task waits for one.
+const IDLE: Duration = Duration::from_secs(60);
+/// Time the last events have to reach containerd.
+const FLUSH: Duration = Duration::from_secs(2);
+/// Time containerd has to read the last answer.
+const FAREWELL: Duration = Duration::from_millis(20);
+
+pub(super) fn run(args: &Args) -> Result<(), CliError> {
+    check(args)?;
+    let listener = take_listener()?;
+    let socket = PathBuf::from(args.socket.strip_prefix("unix://").unwrap_or(&args.socket));
+    logging::init(Path::new("log"), args.debug);
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(16)
+        .build()
+        .map_err(CliError::system("start the runtime"))?;
+    let served = runtime.block_on(serve(args, listener, &socket));
+    // No more waiting for what blocks: everything that mattered is done.
+    runtime.shutdown_background();
+    let _ = fs::remove_file(&socket);
+    served
+}
+
+/// The listening socket that `start` left in its place.
+fn take_listener() -> Result<OwnedFd, CliError> {
+    let what = "find the listening socket (the daemon is started by `start`, never by hand)";
+    // SAFETY: the descriptor is only asked what it is; if it is not open the call says so.
+    let borrowed = unsafe { BorrowedFd::borrow_raw(LISTENER_FD) };
+    let listening = rustix::net::sockopt::socket_acceptconn(borrowed)
+        .map_err(|error| CliError::System { what, source: error.into() })?;
+    if !listening {
+        return Err(CliError::System { what, source: std::io::ErrorKind::InvalidInput.into() });
+    }
+    // SAFETY: the descriptor is open (it was just asked), and nothing else in this process owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(LISTENER_FD) })
+}
+
+async fn serve(args: &Args, listener: OwnedFd, socket: &Path) -> Result<(), CliError> {
+    // What ends other programs must not end a pod. A handler that does nothing is enough; the streams stay alive.
+    let _ignored: Vec<_> = [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()]
+        .into_iter()
+        .filter_map(|kind| signal(kind).ok())
+        .collect();
+    let config = Config::load(Path::new(config::DEFAULT_PATH))?;
+    let publisher = Publisher::start(std::env::var("TTRPC_ADDRESS").ok(), &args.namespace);
+    let directory = StateDir::new(Path::new(state::ROOT), &args.id);
+    let state = State {
+        sandbox_id: args.id.clone(),
+        socket: socket.to_owned(),
+        shim: ProcessRef::own(),
+        ..State::default()
+    };
+    let saved = directory.save(&state);
+    saved.map_err(CliError::system("write the pod's state under /run/ravelin"))?;
+    let service = Arc::new(Service::new(config, publisher.clone(), directory.clone(), state));
+
+    // SAFETY: the descriptor is a listening Unix socket, owned by nobody else from here on.
+    let server = unsafe { ttrpc::r#async::Server::new().add_unix_listener(listener.into_raw_fd()) };
+    let mut server = server.map_err(CliError::Serve)?.register_service(service.methods());
+    server.start().await.map_err(CliError::Serve)?;
+    tracing::info!(sandbox = args.id, version = env!("CARGO_PKG_VERSION"), "the shim serves");
+
+    tokio::select! {
+        () = service.ended.notified() => {}
+        () = idle(&service) => tracing::warn!("nobody wants anything of the shim: it ends"),
+    }
+    publisher.flush(FLUSH).await;
+    tokio::time::sleep(FAREWELL).await;
+    server.stop_listen().await;
+    if let Err(error) = directory.remove() {
+        tracing::warn!("cannot remove the pod's state: {error}");
+    }
+    Ok(())
+}
+
+/// Ends when there has been no task for a while: containerd died between two calls.
+async fn idle(service: &Service) {
+    let mut idle_before = false;
+    loop {
+        tokio::time::sleep(IDLE).await;
+        let idle = service.is_idle();
+        if idle && idle_before {
+            return;
+        }
+        idle_before = idle;
+    }
+}

@@ -1,0 +1,167 @@
+//! `start`: answers with the address of the shim that serves a container, after starting it if it is a sandbox's.
+//!
+//! containerd reads both outputs to their ends, so the daemon gets neither, and nothing but the address is written.
+
+use std::fs;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use sha2::{Digest, Sha256};
+
+use super::bootstrap::{self, Bootstrap};
+use super::{Args, CliError, check, print};
+use crate::config::{self, Config};
+use crate::spec::{self, Kind};
+
+/// Where shims' sockets are unless containerd says otherwise.
+const SOCKET_DIR: &str = "/run/containerd/s";
+/// The descriptor on which a daemon finds its listening socket.
+pub(super) const LISTENER_FD: i32 = 3;
+
+pub(super) fn run(args: &Args) -> Result<(), CliError> {
+    check(args)?;
+    let input = bootstrap::read_stdin();
+    let input = bootstrap::parse(&input, &args.id, &args.namespace);
+    let bundle = std::env::current_dir().map_err(CliError::system("find the bundle"))?;
+    let spec = spec::load(&bundle)?;
+    let socket_dir = PathBuf::from(input.socket_dir.as_deref().unwrap_or(SOCKET_DIR));
+    let address = match spec::kind(&spec)? {
+        Kind::Container { sandbox_id } => {
+            let path = socket_path(&socket_dir, args, &sandbox_id);
+            if UnixStream::connect(&path).is_err() {
+                return Err(CliError::NoSandbox { sandbox_id, id: args.id.clone() });
+            }
+            address(&path)
+        }
+        Kind::Sandbox => {
+            // The daemon reads it again; here its errors reach the user.
+            Config::load(Path::new(config::DEFAULT_PATH))?;
+            start_daemon(args, &input, &socket_dir)?
+        }
+    };
+    // containerd 1.6 and 1.7 look for it when they restart.
+    let file = bundle.join("address");
+    fs::write(&file, &address).map_err(CliError::system("write the shim's address into the bundle"))?;
+    print(address.as_bytes())
+}
+
+/// The socket of a sandbox's shim, as containerd's own shims name it.
+fn socket_path(directory: &Path, args: &Args, id: &str) -> PathBuf {
+    let name = Path::new(&args.address).join(&args.namespace).join(id);
+    let digest = Sha256::digest(name.as_os_str().as_encoded_bytes());
+    directory.join(digest.iter().map(|byte| format!("{byte:02x}")).collect::<String>())
+}
+
+fn address(path: &Path) -> String {
+    format!("unix://{}", path.display())
+}
+
+fn start_daemon(args: &Args, input: &Bootstrap, socket_dir: &Path) -> Result<String, CliError> {
+    let path = socket_path(socket_dir, args, &args.id);
+    let listen = |source| CliError::Listen { path: path.clone(), source };
+    fs::DirBuilder::new().recursive(true).mode(0o711).create(socket_dir).map_err(listen)?;
+    let listener = match UnixListener::bind(&path) {
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+            if UnixStream::connect(&path).is_ok() {
+                return Err(CliError::Running(args.id.clone()));
+            }
+            // A shim that was killed left it.
+            fs::remove_file(&path).and_then(|()| UnixListener::bind(&path)).map_err(listen)?
+        }
+        other => other.map_err(listen)?,
+    };
+    let address = address(&path);
+    let spawned = fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o600))
+        .and_then(|()| spawn(args, input, &address, &listener));
+    if let Err(source) = spawned {
+        let _ = fs::remove_file(&path);
+        return Err(CliError::System { what: "start the shim's daemon", source });
+    }
+    Ok(address)
+}
+
+fn spawn(args: &Args, input: &Bootstrap, address: &str, listener: &UnixListener) -> io::Result<()> {
+    let mut command = Command::new(std::env::current_exe()?);
+    command
+        .args(["-namespace", &args.namespace, "-id", &args.id, "-address", &args.address])
+        .args(["-publish-binary", &args.publish_binary, "-socket", address])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .env_clear();
+    if args.debug || input.debug {
+        command.arg("-debug");
+    }
+    // containerd passes its whole environment; only this concerns us.
+    for name in ["PATH", "TTRPC_ADDRESS", "RUST_BACKTRACE"] {
+        if let Some(value) = std::env::var_os(name) {
+            command.env(name, value);
+        }
+    }
+    if let (None, Some(ttrpc)) = (std::env::var_os("TTRPC_ADDRESS"), &input.ttrpc_address) {
+        command.env("TTRPC_ADDRESS", ttrpc);
+    }
+    let listener = listener.as_raw_fd();
+    let score = oom_score();
+    // SAFETY: between fork and exec only async-signal-safe system calls are made, on plain integers.
+    unsafe {
+        command.pre_exec(move || {
+            if libc::setsid() < 0 {
+                return Err(io::Error::last_os_error());
+            }
+            if listener == LISTENER_FD {
+                // dup2 onto itself would keep the close-on-exec flag.
+                if libc::fcntl(LISTENER_FD, libc::F_SETFD, 0) < 0 {
+                    return Err(io::Error::last_os_error());
+                }
+            } else if libc::dup2(listener, LISTENER_FD) < 0 {
+                return Err(io::Error::last_os_error());
+            }
+            // Whatever was inherited besides is closed. Kernels before 5.11 do not know this; then it is left.
+            libc::syscall(
+                libc::SYS_close_range,
+                LISTENER_FD + 1,
+                libc::c_uint::MAX,
+                libc::CLOSE_RANGE_CLOEXEC,
+            );
+            Ok(())
+        });
+    }
+    let child = command.spawn()?;
+    if let Some(score) = score {
+        // As containerd does for its own shims: the kernel takes a shim before containerd.
+        let _ = fs::write(format!("/proc/{}/oom_score_adj", child.id()), score.to_string());
+    }
+    Ok(())
+}
+
+/// One more than containerd's, whose child this process is.
+fn oom_score() -> Option<i32> {
+    let own: i32 = fs::read_to_string("/proc/self/oom_score_adj").ok()?.trim().parse().ok()?;
+    Some(own.saturating_add(1).min(1000))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_container_finds_its_sandboxs_socket_and_no_other() {
+        let args = |address: &str, id: &str| Args {
+            namespace: "k8s.io".into(),
+            address: address.into(),
+            id: id.into(),
+            ..Args::default()
+        };
+        let directory = Path::new("/run/containerd/s");
+        let sandbox = socket_path(directory, &args("/run/c.sock", "pod"), "pod");
+        assert_eq!(socket_path(directory, &args("/run/c.sock", "container"), "pod"), sandbox);
+        assert_ne!(socket_path(directory, &args("/run/d.sock", "container"), "pod"), sandbox);
+        assert!(address(&sandbox).len() <= 107);
+    }
+}

@@ -1,0 +1,276 @@
+//! `/etc/ravelin/ravelin.toml`.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use ravelin_policy::{PolicyConfig, Roots, SizingConfig};
+use serde::Deserialize;
+
+/// Where the configuration is looked for.
+pub const DEFAULT_PATH: &str = "/etc/ravelin/ravelin.toml";
+
+/// The configuration; every field has a default.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// The machine's process.
+    pub vmm: Vmm,
+    /// What runs in the machine.
+    pub guest: Guest,
+    /// Disks and caches.
+    pub storage: Storage,
+    /// What pods may ask for.
+    pub policy: PolicyConfig,
+    /// How big machines are.
+    pub sizing: SizingConfig,
+    /// Directories in which the kubelet and containerd keep what they make for pods.
+    pub roots: Roots,
+    /// How long things may take.
+    pub timeouts: Timeouts,
+}
+
+/// `[vmm]`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Vmm {
+    /// The `ravelin-vmm` program.
+    pub path: PathBuf,
+    /// First of the user (and group) ids that machines run as.
+    pub uid_base: u32,
+    /// How many ids there are from `uid_base` on. Each pod gets one of them, drawn from its id.
+    pub uid_count: u32,
+    /// MiB that a pod's cgroup may use beyond the guest's memory, for the machine's own needs.
+    pub overhead_mib: u32,
+}
+
+impl Default for Vmm {
+    fn default() -> Self {
+        Self {
+            path: "/usr/local/libexec/ravelin/ravelin-vmm".into(),
+            uid_base: 0x7000_0000,
+            uid_count: 0x1_0000,
+            overhead_mib: 64,
+        }
+    }
+}
+
+/// `[guest]`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Guest {
+    /// The kernel: an uncompressed ELF `vmlinux`.
+    pub kernel: PathBuf,
+    /// The initramfs, which holds the agent.
+    pub initramfs: PathBuf,
+    /// Gives every machine a serial console, whose lines go to the shim's log. Slow: for debugging.
+    pub console: bool,
+    /// Appended to the kernel's command line.
+    pub cmdline: String,
+}
+
+impl Default for Guest {
+    fn default() -> Self {
+        Self {
+            kernel: "/usr/local/share/ravelin/vmlinux".into(),
+            initramfs: "/usr/local/share/ravelin/initramfs.cpio".into(),
+            console: false,
+            cmdline: String::new(),
+        }
+    }
+}
+
+/// `[storage]`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Storage {
+    /// Directory of the layer images, scratch disks and their templates.
+    pub directory: PathBuf,
+    /// Size in GiB of a pod's scratch disk: writable layers and emptyDirs. It takes only what is written.
+    pub scratch_gib: u32,
+}
+
+impl Default for Storage {
+    fn default() -> Self {
+        Self { directory: "/var/lib/ravelin".into(), scratch_gib: 20 }
+    }
+}
+
+/// `[timeouts]`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Timeouts {
+    /// Seconds from a machine's start until its agent must answer.
+    pub boot_seconds: u64,
+    /// Seconds the agent has for one call.
+    pub call_seconds: u64,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self { boot_seconds: 120, call_seconds: 60 }
+    }
+}
+
+/// A configuration that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file is there and cannot be read.
+    #[error("cannot read the configuration {path}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The file is not TOML, or has an unknown key or a value of the wrong type.
+    #[error("the configuration {path} is wrong: {message}")]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// Where and what.
+        message: String,
+    },
+    /// A value makes no sense.
+    #[error("the configuration {path} is wrong: {key} {problem}")]
+    Value {
+        /// The file.
+        path: PathBuf,
+        /// The key with its section.
+        key: &'static str,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
+}
+
+impl Config {
+    /// Reads the configuration at `path`; a file that is not there stands for the defaults.
+    ///
+    /// # Errors
+    /// Names the file and the key.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let text = match std::fs::read_to_string(path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
+            Err(source) => return Err(ConfigError::Read { path: path.to_owned(), source }),
+        };
+        Self::parse(&text, path)
+    }
+
+    fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
+        let config: Self = toml::from_str(text).map_err(|error| {
+            let message = error.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
+            ConfigError::Parse { path: path.to_owned(), message }
+        })?;
+        match config.problem() {
+            None => Ok(config),
+            Some((key, problem)) => Err(ConfigError::Value { path: path.to_owned(), key, problem }),
+        }
+    }
+
+    fn problem(&self) -> Option<(&'static str, &'static str)> {
+        const ABSOLUTE: &str = "must be an absolute path";
+        let paths = [
+            ("vmm.path", &self.vmm.path),
+            ("guest.kernel", &self.guest.kernel),
+            ("guest.initramfs", &self.guest.initramfs),
+            ("storage.directory", &self.storage.directory),
+        ];
+        if let Some((key, _)) = paths.into_iter().find(|(_, path)| !path.is_absolute()) {
+            return Some((key, ABSOLUTE));
+        }
+        if self.vmm.uid_base == 0 {
+            return Some(("vmm.uid_base", "must not be 0: a machine never runs as root"));
+        }
+        if self.vmm.uid_count == 0 || self.vmm.uid_base.checked_add(self.vmm.uid_count).is_none() {
+            return Some(("vmm.uid_count", "must be positive and stay within the 32-bit user ids"));
+        }
+        if !self.guest.cmdline.bytes().all(|byte| (b' '..=b'~').contains(&byte)) {
+            return Some(("guest.cmdline", "must be printable ASCII"));
+        }
+        if self.storage.scratch_gib == 0 {
+            return Some(("storage.scratch_gib", "must be positive"));
+        }
+        if self.timeouts.boot_seconds == 0 || self.timeouts.call_seconds == 0 {
+            return Some(("timeouts", "must be positive"));
+        }
+        None
+    }
+
+    /// Where layer images are kept.
+    #[must_use]
+    pub fn layers_dir(&self) -> PathBuf {
+        self.storage.directory.join("layers")
+    }
+
+    /// Where scratch disks' templates are kept.
+    #[must_use]
+    pub fn templates_dir(&self) -> PathBuf {
+        self.storage.directory.join("templates")
+    }
+
+    /// The name a sandbox's scratch disk has for a moment.
+    #[must_use]
+    pub fn scratch_path(&self, sandbox_id: &str) -> PathBuf {
+        self.storage.directory.join("scratch").join(format!("{sandbox_id}.img"))
+    }
+
+    /// Time until a machine's agent must answer.
+    #[must_use]
+    pub fn boot_deadline(&self) -> Duration {
+        Duration::from_secs(self.timeouts.boot_seconds)
+    }
+
+    /// Time the agent has for one call.
+    #[must_use]
+    pub fn call_deadline(&self) -> Duration {
+        Duration::from_secs(self.timeouts.call_seconds)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Config, ConfigError> {
+        Config::parse(text, Path::new("/etc/ravelin/ravelin.toml"))
+    }
+
+    #[test]
+    fn an_absent_file_is_the_defaults() {
+        assert_eq!(Config::load(Path::new("/nonexistent/ravelin.toml")).unwrap(), Config::default());
+    }
+
+    #[test]
+    fn the_shipped_file_is_the_defaults_and_names_every_key() {
+        let shipped = include_str!("../../config/ravelin.toml");
+        assert_eq!(parse(shipped).unwrap(), Config::default());
+        let uncommented: String = shipped
+            .lines()
+            .map(|line| match line.strip_prefix('#') {
+                Some(rest) if !rest.starts_with(' ') && (rest.contains(" = ") || rest.starts_with('[')) => {
+                    rest
+                }
+                _ => "",
+            })
+            .fold(String::new(), |text, line| text + line + "\n");
+        assert_eq!(parse(&uncommented).unwrap(), Config::default(), "{uncommented}");
+    }
+
+    #[test]
+    fn errors_name_the_file_and_the_key() {
+        for (text, words) in [
+            ("[vmm]\npath = 3", "path"),
+            ("[wmm]\n", "wmm"),
+            ("[guest]\nkernal = \"/x\"", "kernal"),
+            ("[guest]\nkernel = \"x\"", "guest.kernel must be an absolute path"),
+            ("[vmm]\nuid_base = 0", "vmm.uid_base"),
+            ("[policy]\nmode = \"lax\"", "lax"),
+            ("[storage]\nscratch_gib = 0", "storage.scratch_gib"),
+        ] {
+            let error = parse(text).unwrap_err().to_string();
+            assert!(error.contains("/etc/ravelin/ravelin.toml") && error.contains(words), "{error}");
+        }
+    }
+}

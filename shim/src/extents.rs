@@ -1,0 +1,245 @@
+//! The machine's layers disk: which image lies where, shared by the pod's containers.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use ravelin_proto::agent::{AddExtentRequest, RemoveExtentRequest};
+use ravelin_vmm::control::{EXTENT_DISK_BYTES, Extent, ExtentDisk};
+use tokio::sync::OnceCell;
+
+use crate::agent::{Agent, AgentError};
+use crate::machine::MachineError;
+use crate::rootfs::Layer;
+
+/// Unit of places and lengths.
+const PAGE: u64 = 4096;
+/// Largest number of partitions on one disk.
+const MAX_IDS: u8 = 255;
+
+/// A layer that could not be put on the disk.
+#[derive(Debug, thiserror::Error)]
+pub enum ExtentError {
+    /// Too many or too large.
+    #[error(
+        "the pod's machine has no room for another image layer (at most {MAX_IDS} layers of 8 TiB in all)"
+    )]
+    Full,
+    /// The machine did not take it.
+    #[error("cannot put an image layer on the machine's layers disk")]
+    Machine(#[source] MachineError),
+    /// The agent did not take it.
+    #[error(transparent)]
+    Agent(AgentError),
+}
+
+/// The layers disk of one machine.
+#[derive(Debug, Default)]
+pub struct Extents {
+    table: Mutex<Table>,
+}
+
+/// A container's hold on an extent; to be given back with [`Extents::release`].
+#[derive(Debug)]
+pub struct Held {
+    key: String,
+    slot: Arc<Slot>,
+}
+
+impl Held {
+    /// The extent's id in the guest.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.slot.id.into()
+    }
+}
+
+#[derive(Debug)]
+struct Slot {
+    id: u8,
+    offset: u64,
+    length: u64,
+    added: OnceCell<()>,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    /// Live extents by the image's key, with the number of holders.
+    live: BTreeMap<String, (Arc<Slot>, usize)>,
+    /// Everything that takes up room, by id; also extents that are on their way out.
+    taken: BTreeMap<u8, Arc<Slot>>,
+}
+
+impl Table {
+    fn hold(&mut self, key: &str, length: u64) -> Result<Arc<Slot>, ExtentError> {
+        if let Some((slot, holders)) = self.live.get_mut(key) {
+            *holders += 1;
+            return Ok(Arc::clone(slot));
+        }
+        let slot = Arc::new(self.place(length)?);
+        self.taken.insert(slot.id, Arc::clone(&slot));
+        self.live.insert(key.to_owned(), (Arc::clone(&slot), 1));
+        Ok(slot)
+    }
+
+    fn place(&self, length: u64) -> Result<Slot, ExtentError> {
+        let length = length.max(1).checked_next_multiple_of(PAGE).ok_or(ExtentError::Full)?;
+        let id = (1..=MAX_IDS).find(|id| !self.taken.contains_key(id)).ok_or(ExtentError::Full)?;
+        let mut ranges: Vec<_> = self.taken.values().map(|slot| (slot.offset, slot.length)).collect();
+        ranges.sort_unstable();
+        // The first page stays free: it is where a disk's partition table would be.
+        let mut offset = PAGE;
+        for (start, taken) in ranges {
+            if start.saturating_sub(offset) >= length {
+                break;
+            }
+            offset = start.saturating_add(taken);
+        }
+        if offset.checked_add(length).is_none_or(|end| end > EXTENT_DISK_BYTES) {
+            return Err(ExtentError::Full);
+        }
+        Ok(Slot { id, offset, length, added: OnceCell::new() })
+    }
+
+    /// Gives back one hold; the slot if it was the last.
+    fn release(&mut self, key: &str) -> Option<Arc<Slot>> {
+        let (_, holders) = self.live.get_mut(key)?;
+        *holders = holders.saturating_sub(1);
+        if *holders > 0 {
+            return None;
+        }
+        self.live.remove(key).map(|(slot, _)| slot)
+    }
+}
+
+impl Extents {
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Puts the layers on the disk, or finds them there, in the order given. On an error nothing is held.
+    ///
+    /// # Errors
+    /// When the disk is full, or the machine or the agent refuses.
+    pub async fn hold(&self, agent: &Agent, layers: &[Layer]) -> Result<Vec<Held>, ExtentError> {
+        let mut held = Vec::with_capacity(layers.len());
+        let mut error = None;
+        for layer in layers {
+            match self.table().hold(&layer.key, layer.length) {
+                Ok(slot) => held.push(Held { key: layer.key.clone(), slot }),
+                Err(full) => {
+                    error = Some(full);
+                    break;
+                }
+            }
+        }
+        if error.is_none() {
+            let additions = held
+                .iter()
+                .zip(layers)
+                .map(|(held, layer)| held.slot.added.get_or_try_init(move || add(agent, &held.slot, layer)));
+            error = futures_util::future::join_all(additions).await.into_iter().find_map(Result::err);
+        }
+        match error {
+            None => Ok(held),
+            Some(error) => {
+                self.release(agent, held).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Gives extents back; the ones nobody holds any more leave the disk.
+    pub async fn release(&self, agent: &Agent, held: Vec<Held>) {
+        let removals = held.into_iter().filter_map(|held| {
+            let slot = self.table().release(&held.key)?;
+            Some(self.remove(agent, slot))
+        });
+        futures_util::future::join_all(removals).await;
+    }
+
+    async fn remove(&self, agent: &Agent, slot: Arc<Slot>) {
+        if let Err(error) = take_away(agent, &slot).await {
+            // Its place stays taken: the guest may still have it open.
+            tracing::warn!("an image layer stays on the layers disk: {}", crate::error::chain(&error));
+            return;
+        }
+        self.table().taken.remove(&slot.id);
+    }
+}
+
+async fn add(agent: &Agent, slot: &Slot, layer: &Layer) -> Result<(), ExtentError> {
+    let extent =
+        Extent { disk: ExtentDisk::Layers, offset: slot.offset, length: slot.length, writable: false };
+    agent.machine().add_extent(extent, &layer.file).await.map_err(ExtentError::Machine)?;
+    let request = AddExtentRequest {
+        id: slot.id.into(),
+        disk: ravelin_proto::agent::ExtentDisk::Layers.into(),
+        offset: slot.offset,
+        length: slot.length,
+        filesystem: "erofs".to_owned(),
+    };
+    let added = agent.call("mount an image layer", agent.client().add_extent(request)).await;
+    if let Err(error) = added {
+        let _ = agent.machine().remove_extent(ExtentDisk::Layers, slot.offset).await;
+        return Err(ExtentError::Agent(error));
+    }
+    Ok(())
+}
+
+async fn take_away(agent: &Agent, slot: &Slot) -> Result<(), ExtentError> {
+    if slot.added.get().is_none() {
+        return Ok(());
+    }
+    let disk = ravelin_proto::agent::ExtentDisk::Layers.into();
+    let request = RemoveExtentRequest { id: slot.id.into(), disk };
+    agent
+        .call("unmount an image layer", agent.client().remove_extent(request))
+        .await
+        .map_err(ExtentError::Agent)?;
+    agent.machine().remove_extent(ExtentDisk::Layers, slot.offset).await.map_err(ExtentError::Machine)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_same_image_is_placed_once_and_goes_with_its_last_holder() {
+        let mut table = Table::default();
+        let first = table.hold("a", 5000).unwrap();
+        let again = table.hold("a", 5000).unwrap();
+        assert_eq!((first.id, first.offset, first.length), (again.id, PAGE, 8192));
+        assert!(table.release("a").is_none());
+        assert_eq!(table.release("a").map(|slot| slot.id), Some(1));
+        assert!(table.release("a").is_none());
+    }
+
+    #[test]
+    fn places_never_overlap_and_gaps_are_used_again() {
+        let mut table = Table::default();
+        let mut slots: Vec<_> = (0..10).map(|n| table.hold(&n.to_string(), 10_000).unwrap()).collect();
+        let gone = table.release("3").unwrap();
+        // While it is on its way out its place is taken.
+        let other = table.hold("x", 10_000).unwrap();
+        assert!(other.offset > slots.last().unwrap().offset);
+        table.taken.remove(&gone.id);
+        let back = table.hold("y", 10_000).unwrap();
+        assert_eq!((back.id, back.offset), (gone.id, gone.offset));
+        slots.remove(3);
+        slots.extend([other, back]);
+        let mut ranges: Vec<_> = slots.iter().map(|slot| (slot.offset, slot.length)).collect();
+        ranges.sort_unstable();
+        assert!(ranges.windows(2).all(|pair| pair[0].0 + pair[0].1 <= pair[1].0));
+    }
+
+    #[test]
+    fn a_full_disk_is_an_error() {
+        let mut table = Table::default();
+        for n in 0..255 {
+            table.hold(&n.to_string(), 1).unwrap();
+        }
+        assert!(matches!(table.hold("one more", 1), Err(ExtentError::Full)));
+        assert!(matches!(Table::default().hold("big", EXTENT_DISK_BYTES), Err(ExtentError::Full)));
+        assert!(matches!(Table::default().hold("huge", u64::MAX), Err(ExtentError::Full)));
+    }
+}

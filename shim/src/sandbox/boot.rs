@@ -1,0 +1,195 @@
+//! From a plan to a machine whose agent answers.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use ravelin_proto::PROTOCOL_VERSION;
+use ravelin_proto::agent::SetupSandboxRequest;
+use ravelin_vmm::control::MachineConfig;
+
+use super::plan::Plan;
+use super::{Pod, Resources};
+use crate::agent::{Agent, AgentError};
+use crate::cgroup::{CgroupError, PodCgroup};
+use crate::config::Config;
+use crate::error::bounded;
+use crate::machine::{self, BootFds, Machine, MachineError, SpawnConfig};
+use crate::network::{self, GuestNetwork, NetworkError};
+use crate::rootfs::{RootfsError, scratch};
+use crate::state::{ProcessRef, State, StateDir};
+
+/// A machine that could not be brought up.
+#[derive(Debug, thiserror::Error)]
+pub enum BootError {
+    /// The state file.
+    #[error("cannot write the pod's state to {path}")]
+    State {
+        /// Its directory.
+        path: std::path::PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The pod's network.
+    #[error("cannot join the machine to the pod's network")]
+    Network(#[source] NetworkError),
+    /// The pod's cgroup.
+    #[error("cannot make the pod's cgroup")]
+    Cgroup(#[source] CgroupError),
+    /// The scratch disk.
+    #[error("cannot make the pod's scratch disk")]
+    Scratch(#[source] RootfsError),
+    /// The machine itself.
+    #[error("cannot start the pod's machine")]
+    Machine(#[source] MachineError),
+    /// The machine runs and its agent does not answer.
+    #[error(
+        "the agent in the pod's machine did not come up within {seconds} s (guest.console = true in ravelin.toml shows the guest's console in containerd's log)"
+    )]
+    Agent {
+        /// How long it had.
+        seconds: u64,
+        /// The last attempt's error.
+        #[source]
+        source: MachineError,
+    },
+    /// The agent refused to set the pod up.
+    #[error(transparent)]
+    Setup(AgentError),
+    /// The agent is of another version.
+    #[error(
+        "the agent in the pod's machine speaks protocol version {theirs}, the shim {PROTOCOL_VERSION}: guest.initramfs and the shim must be of the same release"
+    )]
+    Version {
+        /// The agent's.
+        theirs: u32,
+    },
+}
+
+/// Starts the machine's process and prepares everything it is built from at the same time; returns when the machine
+/// runs. What was made is put into `resources` and `state` as it comes to be, for the caller to remove if this fails.
+pub(super) async fn machine(
+    plan: &Plan,
+    config: &Config,
+    state: &mut State,
+    directory: &StateDir,
+    resources: &mut Resources,
+) -> Result<(Machine, GuestNetwork), BootError> {
+    let save = |state: &State| {
+        let path = directory.path().to_owned();
+        directory.save(state).map_err(|source| BootError::State { path, source })
+    };
+    // What can be missing is looked for before anything is made.
+    let kvm = machine::open_kvm().map_err(BootError::Machine)?;
+    let kernel = machine::open_kernel(&config.guest.kernel).map_err(BootError::Machine)?;
+    let initramfs = machine::open_initramfs(&config.guest.initramfs).map_err(BootError::Machine)?;
+
+    let scratch_path = plan.scratch_path(config);
+    let templates = config.templates_dir();
+    let scratch_bytes = u64::from(config.storage.scratch_gib) << 30;
+    state.netns = Some(plan.netns.clone());
+    state.cgroups_path = Some(plan.cgroups_path.clone());
+    state.scratch = Some(scratch_path.clone());
+    save(state)?;
+    resources.netns = Some(plan.netns.clone());
+
+    let uid = plan.uid(config);
+    let spawn =
+        SpawnConfig { vmm: config.vmm.path.clone(), uid, gid: uid, sandbox_id: plan.sandbox_id.clone() };
+    let machine = Machine::spawn(&spawn).map_err(BootError::Machine)?;
+    resources.machine = Some(machine.clone());
+    state.machine = Some(ProcessRef { pid: machine.pid(), start_time: machine.start_time() });
+    save(state)?;
+
+    let cgroup = async {
+        let cgroup =
+            PodCgroup::create(&plan.cgroups_path, &plan.limits(config)).map_err(BootError::Cgroup)?;
+        let added = cgroup.add(machine.pid()).map_err(BootError::Cgroup);
+        Ok::<_, BootError>((cgroup, added))
+    };
+    // To their ends, all three: half of one could not be taken back.
+    let (attachment, cgroup, scratch) = tokio::join!(
+        network::attach(&plan.netns, plan.size.vcpus),
+        cgroup,
+        scratch::create(&templates, &scratch_path, scratch_bytes),
+    );
+    let added = match cgroup {
+        Ok((cgroup, added)) => {
+            resources.cgroup = Some(cgroup);
+            added
+        }
+        Err(error) => Err(error),
+    };
+    let mut attachment = attachment.map_err(BootError::Network)?;
+    added?;
+    let scratch = scratch.map_err(BootError::Scratch)?;
+
+    let taps = attachment.take_taps();
+    let shape = MachineConfig {
+        vcpus: plan.size.vcpus,
+        memory_mib: plan.size.memory_mib,
+        mac: attachment.guest.mac,
+        mtu: attachment.guest.mtu,
+        tap_queues: u8::try_from(taps.len()).unwrap_or(u8::MAX),
+        console: config.guest.console,
+        extra_cmdline: config.guest.cmdline.clone(),
+    };
+    let console = if config.guest.console {
+        let pipe = machine::log_pipe(&plan.sandbox_id, "console")
+            .map_err(|source| BootError::Machine(MachineError::Plumbing { what: "console pipe", source }))?;
+        Some(pipe)
+    } else {
+        None
+    };
+    let fds = BootFds { kvm, kernel, initramfs, scratch: scratch.into(), taps, console };
+    machine.boot(shape, fds).await.map_err(BootError::Machine)?;
+    Ok((machine, attachment.guest))
+}
+
+/// Waits for the agent and sets the pod up in it.
+pub(super) async fn agent(
+    plan: &Plan,
+    config: &Config,
+    machine: Machine,
+    network: GuestNetwork,
+) -> Result<Arc<Pod>, BootError> {
+    let patience = config.boot_deadline();
+    let agent = Agent::connect(&machine, patience, config.call_deadline())
+        .await
+        .map_err(|source| BootError::Agent { seconds: patience.as_secs(), source })?;
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let request = SetupSandboxRequest {
+        protocol_version: PROTOCOL_VERSION,
+        sandbox_id: plan.sandbox_id.clone(),
+        hostname: plan.hostname.clone(),
+        interfaces: network.interfaces,
+        routes: network.routes,
+        neighbours: network.neighbours,
+        sysctls: plan.sysctls.clone(),
+        unix_nanos: u64::try_from(now.as_nanos()).unwrap_or(0),
+        shm_bytes: 0,
+        shared_pid_namespace: true,
+    };
+    let setup = agent
+        .call("set the pod up", agent.client().setup_sandbox(request))
+        .await
+        .map_err(BootError::Setup)?;
+    if setup.protocol_version != PROTOCOL_VERSION {
+        return Err(BootError::Version { theirs: setup.protocol_version });
+    }
+    tracing::info!(
+        sandbox = plan.sandbox_id,
+        vcpus = plan.size.vcpus,
+        memory_mib = plan.size.memory_mib,
+        kernel = bounded(&setup.kernel_release, 64),
+        "the pod's machine is ready"
+    );
+    Ok(Arc::new(Pod::new(plan, config, agent)))
+}
+
+/// Removes what may be left of a scratch disk whose making was cut short.
+pub fn remove_scratch(path: &Path) {
+    // It is there only if the shim died within the moment of its making.
+    let _ = std::fs::remove_file(path);
+}

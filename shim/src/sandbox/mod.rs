@@ -1,0 +1,365 @@
+//! One pod: its machine, what belongs to it on the host, and the task that containerd takes for its pause container.
+
+pub mod boot;
+pub mod plan;
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
+
+use containerd_shim_protos::events::task::TaskExit;
+use protobuf::MessageField;
+use ravelin_policy::Roots;
+use ravelin_proto::agent::{Empty, event};
+use tokio::task::JoinHandle;
+
+use crate::agent::Agent;
+use crate::cgroup::PodCgroup;
+use crate::config::Config;
+use crate::error::{TaskError, chain};
+use crate::events::{Publisher, timestamp};
+use crate::extents::Extents;
+use crate::machine::{self, Machine};
+use crate::network;
+use crate::process::{Exit, Life, Phase};
+use crate::rootfs::LayerStore;
+use crate::state::{State, StateDir};
+use crate::volumes::{PodPaths, PodVolumes};
+use boot::BootError;
+use plan::Plan;
+
+/// Time a guest has to end in good order.
+const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(2);
+/// Time the removal of one thing from the host may take.
+const REMOVAL_DEADLINE: Duration = Duration::from_secs(10);
+/// Exit status of a pod, and of its containers, whose machine ended unasked.
+pub const LOST: u32 = 255;
+/// Exit status of what SIGKILL ended.
+const KILLED: u32 = 128 + 9;
+/// Exit status of the sandbox while nobody has asked it to end.
+const UNASKED: u32 = u32::MAX;
+
+/// A pod whose agent answers: what its containers are made with.
+#[derive(Debug)]
+pub struct Pod {
+    /// containerd's id of the sandbox.
+    pub sandbox_id: String,
+    /// Kubernetes's UID of the pod; may be empty.
+    pub pod_uid: String,
+    /// The pod may have the guest's IPC objects for the host's.
+    pub host_ipc: bool,
+    /// Where the kubelet and containerd keep what they make for pods.
+    pub roots: Roots,
+    /// The agent.
+    pub agent: Agent,
+    /// The layers disk.
+    pub extents: Extents,
+    /// Images of layers on this node.
+    pub layers: LayerStore,
+    /// The pod's volumes.
+    pub volumes: PodVolumes,
+    /// The next stdio stream's id.
+    pub next_stream: AtomicU64,
+}
+
+/// What a pod has on the host, to be removed with it.
+#[derive(Debug, Default)]
+pub(crate) struct Resources {
+    machine: Option<Machine>,
+    cgroup: Option<PodCgroup>,
+    netns: Option<PathBuf>,
+}
+
+impl Resources {
+    /// Ends the machine and removes the rest. What fails is logged; nothing stops the removal of the others.
+    async fn remove(self) {
+        if let Some(machine) = self.machine {
+            machine.kill();
+            let _ = tokio::time::timeout(REMOVAL_DEADLINE, machine.wait()).await;
+        }
+        let network = async {
+            let Some(netns) = self.netns else { return };
+            match tokio::time::timeout(REMOVAL_DEADLINE, network::detach(&netns)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::warn!("cannot remove the pod's tap: {}", chain(&error)),
+                Err(_) => tracing::warn!("the removal of the pod's tap takes too long"),
+            }
+        };
+        let cgroup = async {
+            let Some(cgroup) = self.cgroup else { return };
+            match tokio::time::timeout(REMOVAL_DEADLINE, cgroup.delete()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::warn!("cannot remove the pod's cgroup: {}", chain(&error)),
+                Err(_) => tracing::warn!("the removal of the pod's cgroup takes too long"),
+            }
+        };
+        tokio::join!(network, cgroup);
+    }
+}
+
+/// A guest on its way up.
+type Booting = JoinHandle<Result<Arc<Pod>, BootError>>;
+
+/// The sandbox task.
+#[derive(Debug)]
+pub struct Sandbox {
+    /// Its id.
+    pub id: String,
+    /// Its bundle, as containerd named it.
+    pub bundle: String,
+    life: Life,
+    machine: Machine,
+    pod: OnceLock<Arc<Pod>>,
+    booting: Mutex<Option<Booting>>,
+    /// The exit status a request to end gives; [`UNASKED`] without one.
+    asked: AtomicU32,
+    resources: Mutex<Resources>,
+}
+
+impl Sandbox {
+    /// Starts the pod's machine; its guest boots while containerd goes on. On an error nothing is left.
+    ///
+    /// # Errors
+    /// What could not be had, and why.
+    pub async fn create(
+        plan: Plan,
+        bundle: String,
+        config: &Arc<Config>,
+        mut state: State,
+        directory: &StateDir,
+        publisher: &Publisher,
+    ) -> Result<Arc<Self>, TaskError> {
+        let mut resources = Resources::default();
+        let booted = boot::machine(&plan, config, &mut state, directory, &mut resources).await;
+        let (machine, network) = match booted {
+            Ok(booted) => booted,
+            Err(error) => {
+                resources.remove().await;
+                return Err(TaskError::failed(error));
+            }
+        };
+        let booting = {
+            let (plan, config, machine) = (plan.clone(), Arc::clone(config), machine.clone());
+            tokio::spawn(async move { boot::agent(&plan, &config, machine, network).await })
+        };
+        let sandbox = Arc::new(Self {
+            id: plan.sandbox_id,
+            bundle,
+            life: Life::default(),
+            machine,
+            pod: OnceLock::new(),
+            booting: Mutex::new(Some(booting)),
+            asked: AtomicU32::new(UNASKED),
+            resources: Mutex::new(resources),
+        });
+        tokio::spawn(Arc::clone(&sandbox).watch(publisher.clone()));
+        Ok(sandbox)
+    }
+
+    /// The machine's process, which stands for every process of the pod.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.machine.pid()
+    }
+
+    /// The sandbox's phase and end.
+    #[must_use]
+    pub fn life(&self) -> &Life {
+        &self.life
+    }
+
+    /// The pod, if its agent has answered and its machine runs.
+    ///
+    /// # Errors
+    /// When the pod was not started, or has ended.
+    pub fn pod(&self) -> Result<Arc<Pod>, TaskError> {
+        if self.life.exit().is_some() || self.machine.exited().is_some() {
+            return Err(TaskError::FailedPrecondition("the pod's machine has ended".to_owned()));
+        }
+        let missing = || TaskError::FailedPrecondition("the sandbox has not been started".to_owned());
+        self.pod.get().cloned().ok_or_else(missing)
+    }
+
+    /// Waits for the guest's agent; then containers can be made.
+    ///
+    /// # Errors
+    /// When the guest does not come up; the machine is ended then.
+    pub async fn start(&self) -> Result<(), TaskError> {
+        if self.life.phase() != Phase::Created {
+            return Err(TaskError::FailedPrecondition("the sandbox has been started already".to_owned()));
+        }
+        let Some(booting) = lock(&self.booting).take() else {
+            return Err(TaskError::FailedPrecondition("the sandbox is being started already".to_owned()));
+        };
+        let booted = match booting.await {
+            Ok(booted) => booted.map_err(TaskError::failed),
+            Err(_) => Err(TaskError::Failed("the start of the pod's machine was cut short".to_owned())),
+        };
+        match booted {
+            Ok(pod) => {
+                let _ = self.pod.set(pod);
+                self.life.set(Phase::Running);
+                Ok(())
+            }
+            Err(error) => {
+                self.machine.kill();
+                self.life.ended().await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Sends the sandbox a signal: the ones that end a pause container end the machine, others do nothing.
+    ///
+    /// # Errors
+    /// When it has ended, or there is no such signal.
+    pub fn kill(self: &Arc<Self>, signal: u32) -> Result<(), TaskError> {
+        if self.life.exit().is_some() {
+            return Err(TaskError::NotFound("process already finished".to_owned()));
+        }
+        match signal {
+            2 | 15 => self.asked.store(0, Ordering::Release),
+            9 => self.asked.store(KILLED, Ordering::Release),
+            0..=64 => return Ok(()),
+            _ => return Err(TaskError::InvalidArgument(format!("there is no signal {signal}"))),
+        }
+        let sandbox = Arc::clone(self);
+        tokio::spawn(async move {
+            if signal != 9
+                && let Some(pod) = sandbox.pod.get()
+            {
+                let shutdown = pod.agent.client().shutdown(Empty {}).await.map(drop);
+                tracing::debug!("the guest was asked to end: {shutdown:?}");
+                let _ = tokio::time::timeout(SHUTDOWN_DEADLINE, sandbox.machine.wait()).await;
+            }
+            sandbox.machine.stop().await;
+        });
+        Ok(())
+    }
+
+    /// Freezes the whole machine, or lets it go on.
+    ///
+    /// # Errors
+    /// When it is in the wrong state, or does not obey.
+    pub async fn pause(&self, frozen: bool) -> Result<(), TaskError> {
+        let (from, to) =
+            if frozen { (Phase::Running, Phase::Paused) } else { (Phase::Paused, Phase::Running) };
+        if self.life.phase() != from {
+            return Err(TaskError::FailedPrecondition(format!(
+                "the sandbox is {:?}",
+                self.life.phase().status()
+            )));
+        }
+        let done = if frozen { self.machine.pause().await } else { self.machine.resume().await };
+        done.map_err(TaskError::failed)?;
+        self.life.set(to);
+        Ok(())
+    }
+
+    /// What a process of the pod that ends with the machine has for an exit status.
+    #[must_use]
+    pub fn status_of_the_lost(&self) -> u32 {
+        if self.asked.load(Ordering::Acquire) == UNASKED { LOST } else { KILLED }
+    }
+
+    /// Waits for the machine's end, removes what the pod has on the host, and tells the world.
+    async fn watch(self: Arc<Self>, publisher: Publisher) {
+        let exit = self.machine.wait().await;
+        let asked = self.asked.load(Ordering::Acquire);
+        if asked == UNASKED {
+            tracing::error!(sandbox = self.id, "the pod's machine has ended unasked: {exit}");
+        } else {
+            tracing::info!(sandbox = self.id, "the pod's machine has ended: {exit}");
+        }
+        if let Some(booting) = lock(&self.booting).as_ref() {
+            booting.abort();
+        }
+        if let Some(pod) = self.pod.get() {
+            pod.volumes.close();
+        }
+        let resources = std::mem::take(&mut *lock(&self.resources));
+        resources.remove().await;
+        let exit = Exit::now(if asked == UNASKED { LOST } else { asked });
+        self.life.set(Phase::Stopped(exit));
+        let mut event = TaskExit::new();
+        event.container_id.clone_from(&self.id);
+        event.id.clone_from(&self.id);
+        event.pid = self.pid();
+        event.exit_status = exit.status;
+        event.exited_at = MessageField::some(timestamp(exit.at));
+        publisher.publish(&event);
+    }
+}
+
+impl Pod {
+    fn new(plan: &Plan, config: &Config, agent: Agent) -> Self {
+        Self {
+            sandbox_id: plan.sandbox_id.clone(),
+            pod_uid: plan.pod_uid.clone(),
+            host_ipc: plan.host_ipc,
+            roots: config.roots.clone(),
+            volumes: PodVolumes::new(
+                agent.client(),
+                PodPaths {
+                    sandbox_id: plan.sandbox_id.clone(),
+                    pod_uid: plan.pod_uid.clone(),
+                    host_ipc: plan.host_ipc,
+                    roots: config.roots.clone(),
+                },
+            ),
+            extents: Extents::default(),
+            layers: LayerStore::new(config.layers_dir()),
+            // 0 means none.
+            next_stream: AtomicU64::new(1),
+            agent,
+        }
+    }
+
+    /// Calls `oom` for every container in which the guest's kernel kills for memory, until the machine ends.
+    pub async fn watch_oom(&self, oom: impl Fn(&str)) {
+        while self.agent.machine().exited().is_none() {
+            let mut client = self.agent.long_client();
+            if let Ok(events) = client.events(Empty {}).await {
+                let mut events = events.into_inner();
+                while let Ok(Some(event)) = events.message().await {
+                    if let Some(event::Kind::Oom(event)) = event.kind {
+                        oom(&event.container_id);
+                    }
+                }
+            }
+            tokio::select! {
+                _ = self.agent.machine().wait() => {}
+                () = tokio::time::sleep(Duration::from_secs(1)) => {}
+            }
+        }
+    }
+}
+
+/// Removes everything that a dead shim's pod left on the host, as its state tells.
+pub async fn remove_remains(state: &State) {
+    if let Some(machine) = state.machine {
+        match machine::kill_recorded(machine.pid, machine.start_time) {
+            Ok(true) => tracing::info!("killed the machine of the pod {}", state.sandbox_id),
+            Ok(false) => {}
+            Err(error) => tracing::warn!("cannot kill the machine {}: {error}", machine.pid),
+        }
+    }
+    if let Some(netns) = &state.netns
+        && let Err(error) = network::detach(netns).await
+    {
+        tracing::warn!("cannot remove the pod's tap: {}", chain(&error));
+    }
+    if let Some(path) = &state.cgroups_path
+        && let Err(error) = crate::cgroup::delete(path).await
+    {
+        tracing::warn!("cannot remove the pod's cgroup: {}", chain(&error));
+    }
+    if let Some(path) = &state.scratch {
+        boot::remove_scratch(path);
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,165 @@
+//! What a sandbox's spec asks for, judged and sized, before anything is started.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use oci_spec::runtime::Spec;
+use ravelin_policy::{SandboxResources, SandboxView, Size, check_sandbox, size};
+
+use crate::cgroup::Limits;
+use crate::config::Config;
+use crate::error::TaskError;
+use crate::spec;
+
+/// Longest hostname, in bytes.
+const MAX_HOSTNAME: usize = 64;
+
+/// A pod to be.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// containerd's id of the sandbox.
+    pub sandbox_id: String,
+    /// Kubernetes's UID of the pod; may be empty.
+    pub pod_uid: String,
+    /// Hostname; may be empty.
+    pub hostname: String,
+    /// The network namespace the CNI has set up.
+    pub netns: PathBuf,
+    /// The pod's cgroup, in the form of the OCI spec.
+    pub cgroups_path: String,
+    /// Sysctls for the pod's namespaces.
+    pub sysctls: HashMap<String, String>,
+    /// The machine's size.
+    pub size: Size,
+    /// CPU shares of the pod's cgroup, if it asks for CPU.
+    pub cpu_shares: Option<u64>,
+    /// The pod asked for the host's IPC objects, and may have the guest's.
+    pub host_ipc: bool,
+}
+
+impl Plan {
+    /// Reads a sandbox's spec.
+    ///
+    /// # Errors
+    /// The policy's refusal, a size that does not exist, or what the spec lacks.
+    pub fn new(sandbox_id: &str, spec: &Spec, config: &Config) -> Result<Self, TaskError> {
+        let view = SandboxView::from_spec(spec);
+        check_sandbox(&view, &config.policy).map_err(|refusal| TaskError::Refused(refusal.to_string()))?;
+        let resources = SandboxResources::from_annotations(|key| spec::annotation(spec, key));
+        let size = size(resources.requests(), &config.sizing)
+            .map_err(|error| TaskError::Refused(error.to_string()))?;
+        let hostname = spec.hostname().clone().unwrap_or_default();
+        if hostname.len() > MAX_HOSTNAME {
+            return Err(TaskError::InvalidArgument(format!(
+                "the pod's hostname {hostname:?} is longer than {MAX_HOSTNAME} bytes"
+            )));
+        }
+        let netns = spec::network_namespace(spec).ok_or_else(|| {
+            TaskError::Failed(
+                "not supported yet: a pod without a network namespace of its own (hostNetwork)".to_owned(),
+            )
+        })?;
+        let shares = u64::try_from(resources.cpu_shares).ok().filter(|shares| *shares > 2);
+        Ok(Self {
+            sandbox_id: sandbox_id.to_owned(),
+            pod_uid: spec::annotation(spec, spec::SANDBOX_UID).unwrap_or_default().to_owned(),
+            hostname,
+            netns,
+            cgroups_path: spec::cgroups_path(spec).unwrap_or_else(|| format!("/ravelin/{sandbox_id}")),
+            sysctls: spec::sysctls(spec),
+            size,
+            cpu_shares: shares,
+            host_ipc: view.host_ipc,
+        })
+    }
+
+    /// The limits of the pod's cgroup, in which the machine runs.
+    #[must_use]
+    pub fn limits(&self, config: &Config) -> Limits {
+        let (quota, period) = self.size.cpu_max().unzip();
+        let memory_mib = u64::from(self.size.memory_mib) + u64::from(config.vmm.overhead_mib);
+        Limits {
+            cpu_quota_us: quota.and_then(|quota| i64::try_from(quota).ok()),
+            cpu_period_us: period.unwrap_or(100_000),
+            cpu_shares: self.cpu_shares,
+            memory_bytes: Some(memory_mib << 20),
+            pids: None,
+        }
+    }
+
+    /// The user the machine runs as: one of the configured ids, drawn from the sandbox's id.
+    #[must_use]
+    pub fn uid(&self, config: &Config) -> u32 {
+        use sha2::{Digest, Sha256};
+        let digest = Sha256::digest(self.sandbox_id.as_bytes());
+        let number = digest.iter().take(4).fold(0_u32, |number, byte| (number << 8) | u32::from(*byte));
+        config.vmm.uid_base + number % config.vmm.uid_count.max(1)
+    }
+
+    /// Where the scratch disk has a name for a moment.
+    #[must_use]
+    pub fn scratch_path(&self, config: &Config) -> PathBuf {
+        config.scratch_path(&self.sandbox_id)
+    }
+}
+
+/// The sandbox's bundle holds its spec; this reads and judges it.
+///
+/// # Errors
+/// As [`Plan::new`], or a spec that cannot be read.
+pub fn read(sandbox_id: &str, bundle: &Path, config: &Config) -> Result<Plan, TaskError> {
+    let spec = spec::load(bundle).map_err(TaskError::failed)?;
+    Plan::new(sandbox_id, &spec, config)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn sandbox(annotations: serde_json::Value, namespaces: serde_json::Value) -> Spec {
+        serde_json::from_value(json!({
+            "ociVersion": "1.1.0",
+            "hostname": "web",
+            "mounts": [{ "destination": "/sys", "type": "sysfs", "source": "sysfs", "options": ["ro"] }],
+            "linux": { "cgroupsPath": "/k8s.io/abc", "namespaces": namespaces },
+            "annotations": annotations
+        }))
+        .unwrap()
+    }
+
+    fn own_namespaces() -> serde_json::Value {
+        json!([{ "type": "pid" }, { "type": "ipc" }, { "type": "uts" }, { "type": "mount" },
+               { "type": "network", "path": "/var/run/netns/cni-1" }])
+    }
+
+    #[test]
+    fn a_pod_that_says_nothing_gets_the_smallest_size_and_a_cpu_limit() {
+        let config = Config::default();
+        let plan = Plan::new("abc", &sandbox(json!({}), own_namespaces()), &config).unwrap();
+        assert_eq!((plan.size.vcpus, plan.size.memory_mib), (1, 512));
+        let limits = plan.limits(&config);
+        assert_eq!((limits.cpu_quota_us, limits.cpu_period_us), (Some(25_000), 100_000));
+        assert_eq!(limits.memory_bytes, Some(576 << 20));
+        let uid = plan.uid(&config);
+        assert!((0x7000_0000..0x7001_0000).contains(&uid));
+    }
+
+    #[test]
+    fn a_pod_in_the_hosts_namespaces_is_refused_in_fargates_words() {
+        let spec = sandbox(json!({}), json!([{ "type": "mount" }, { "type": "uts" }]));
+        let error = Plan::new("abc", &spec, &Config::default()).unwrap_err().to_string();
+        assert_eq!(
+            error,
+            "Pod not supported on Fargate: fields not supported: HostNetwork, HostPID, HostIPC"
+        );
+    }
+
+    #[test]
+    fn a_pod_that_is_too_big_is_refused() {
+        let annotations = json!({ SandboxResources::MEMORY: (200_u64 << 30).to_string() });
+        let error =
+            Plan::new("abc", &sandbox(annotations, own_namespaces()), &Config::default()).unwrap_err();
+        assert!(error.to_string().contains("exceed the max Fargate configuration"), "{error}");
+    }
+}

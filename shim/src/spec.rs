@@ -1,0 +1,226 @@
+//! The OCI specs that containerd writes into bundles: what the shim reads in them, and what the guest gets of them.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use oci_spec::runtime::{LinuxNamespaceType, Mount, Root, Spec};
+use ravelin_proto::agent::NamespaceMode;
+
+/// Largest `config.json`, in bytes.
+const MAX_BYTES: u64 = 4 << 20;
+
+/// Annotation that tells sandboxes from containers.
+pub const CONTAINER_TYPE: &str = "io.kubernetes.cri.container-type";
+/// Annotation with the id of the sandbox a container belongs to.
+pub const SANDBOX_ID: &str = "io.kubernetes.cri.sandbox-id";
+/// Annotation with Kubernetes's UID of the pod.
+pub const SANDBOX_UID: &str = "io.kubernetes.cri.sandbox-uid";
+
+/// A bundle's spec that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum SpecError {
+    /// It cannot be read.
+    #[error("cannot read the OCI spec {path}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// It is no OCI spec.
+    #[error("the OCI spec {path} is invalid")]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// Where and why.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// It cannot be written for the guest.
+    #[error("cannot encode an OCI spec for the guest")]
+    Encode(#[source] serde_json::Error),
+    /// It does not come from CRI.
+    #[error(
+        "Ravelin runs pods: it takes containers from Kubernetes or crictl, not single ones (the OCI spec has no annotation {CONTAINER_TYPE})"
+    )]
+    NotCri,
+}
+
+/// What a task is to be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Kind {
+    /// A pod.
+    Sandbox,
+    /// A container of the sandbox with this id.
+    Container {
+        /// The sandbox.
+        sandbox_id: String,
+    },
+}
+
+/// Reads `config.json` of a bundle.
+///
+/// # Errors
+/// Names the file.
+pub fn load(bundle: &Path) -> Result<Spec, SpecError> {
+    let path = bundle.join("config.json");
+    let mut text = Vec::new();
+    let read = File::open(&path).and_then(|file| file.take(MAX_BYTES).read_to_end(&mut text));
+    if let Err(source) = read {
+        return Err(SpecError::Read { path, source });
+    }
+    serde_json::from_slice(&text).map_err(|source| SpecError::Parse { path, source })
+}
+
+/// One annotation; empty ones count as absent.
+#[must_use]
+pub fn annotation<'a>(spec: &'a Spec, key: &str) -> Option<&'a str> {
+    spec.annotations().as_ref()?.get(key).map(String::as_str).filter(|value| !value.is_empty())
+}
+
+/// What the spec describes.
+///
+/// # Errors
+/// When it does not come from CRI.
+pub fn kind(spec: &Spec) -> Result<Kind, SpecError> {
+    let sandbox_id = annotation(spec, SANDBOX_ID);
+    match (annotation(spec, CONTAINER_TYPE), sandbox_id) {
+        (Some("sandbox"), _) => Ok(Kind::Sandbox),
+        (Some("container"), Some(id)) => Ok(Kind::Container { sandbox_id: id.to_owned() }),
+        _ => Err(SpecError::NotCri),
+    }
+}
+
+/// The path of the spec's network namespace; none if it has none of its own.
+#[must_use]
+pub fn network_namespace(spec: &Spec) -> Option<PathBuf> {
+    let namespaces = spec.linux().as_ref()?.namespaces().as_ref()?;
+    let network = namespaces.iter().find(|namespace| namespace.typ() == LinuxNamespaceType::Network)?;
+    network.path().clone().filter(|path| !path.as_os_str().is_empty())
+}
+
+/// The spec's cgroup.
+#[must_use]
+pub fn cgroups_path(spec: &Spec) -> Option<String> {
+    let path = spec.linux().as_ref()?.cgroups_path().as_ref()?;
+    Some(path.to_string_lossy().into_owned()).filter(|path| !path.is_empty())
+}
+
+/// The spec's sysctls.
+#[must_use]
+pub fn sysctls(spec: &Spec) -> HashMap<String, String> {
+    spec.linux().as_ref().and_then(|linux| linux.sysctl().clone()).unwrap_or_default()
+}
+
+/// Which PID namespace a container is to have. A path is that of the pod's (every process of a pod has the same pid on
+/// the host, so the path does not tell one container from another).
+#[must_use]
+pub fn pid_namespace(spec: &Spec) -> NamespaceMode {
+    let namespaces = spec.linux().as_ref().and_then(|linux| linux.namespaces().as_ref());
+    let pid = namespaces.and_then(|all| all.iter().find(|one| one.typ() == LinuxNamespaceType::Pid));
+    match pid {
+        Some(namespace) if namespace.path().is_none() => NamespaceMode::Container,
+        // None at all is the host's, which policy lets pass only as the pod's.
+        _ => NamespaceMode::Pod,
+    }
+}
+
+/// The mounts that bind a path of the host.
+pub fn host_mounts(spec: &Spec) -> impl Iterator<Item = (&Mount, &str)> {
+    spec.mounts().iter().flatten().filter_map(|mount| {
+        let is_bind = mount.typ().as_deref() == Some("bind")
+            || mount.options().iter().flatten().any(|option| matches!(option.as_str(), "bind" | "rbind"));
+        let source = mount.source().as_ref()?.to_str()?;
+        (is_bind && !source.is_empty()).then_some((mount, source))
+    })
+}
+
+/// Takes out of a container's spec what belongs to the host. The mounts are left to the volumes.
+pub fn strip_host(spec: &mut Spec) {
+    let readonly = spec.root().as_ref().and_then(Root::readonly);
+    let mut root = Root::default();
+    root.set_path(PathBuf::from("rootfs")).set_readonly(readonly);
+    spec.set_root(Some(root));
+    spec.set_hooks(None);
+    if let Some(linux) = spec.linux_mut() {
+        linux.set_cgroups_path(None);
+        linux.set_intel_rdt(None);
+        linux.set_mount_label(None);
+        for namespace in linux.namespaces_mut().iter_mut().flatten() {
+            namespace.set_path(None);
+        }
+    }
+    if let Some(process) = spec.process_mut() {
+        process.set_apparmor_profile(None);
+        process.set_selinux_label(None);
+    }
+}
+
+/// The spec as the guest gets it.
+///
+/// # Errors
+/// When it cannot be encoded.
+pub fn encode(spec: &Spec) -> Result<Vec<u8>, SpecError> {
+    serde_json::to_vec(spec).map_err(SpecError::Encode)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn spec() -> Spec {
+        serde_json::from_value(json!({
+            "ociVersion": "1.1.0",
+            "root": { "path": "/run/containerd/x/rootfs", "readonly": true },
+            "process": {
+                "cwd": "/", "args": ["sh"], "user": { "uid": 0, "gid": 0 },
+                "apparmorProfile": "cri-containerd.apparmor.d", "selinuxLabel": "x"
+            },
+            "hooks": { "prestart": [{ "path": "/bin/evil" }] },
+            "mounts": [
+                { "destination": "/proc", "type": "proc", "source": "proc" },
+                { "destination": "/etc/hosts", "type": "bind", "source": "/h/hosts", "options": ["rbind"] },
+                { "destination": "/x", "source": "/h/x", "options": ["rbind", "rw"] }
+            ],
+            "linux": {
+                "cgroupsPath": "/k8s.io/abc",
+                "sysctl": { "net.ipv4.ip_forward": "1" },
+                "namespaces": [
+                    { "type": "pid" },
+                    { "type": "network", "path": "/var/run/netns/cni-1" },
+                    { "type": "ipc", "path": "/proc/7/ns/ipc" }
+                ]
+            },
+            "annotations": { CONTAINER_TYPE: "container", SANDBOX_ID: "abc" }
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn the_spec_tells_what_it_is() {
+        let mut spec = spec();
+        assert_eq!(kind(&spec).unwrap(), Kind::Container { sandbox_id: "abc".into() });
+        assert_eq!(network_namespace(&spec), Some("/var/run/netns/cni-1".into()));
+        assert_eq!(cgroups_path(&spec).as_deref(), Some("/k8s.io/abc"));
+        assert_eq!(pid_namespace(&spec), NamespaceMode::Container);
+        assert_eq!(host_mounts(&spec).map(|(_, source)| source).collect::<Vec<_>>(), ["/h/hosts", "/h/x"]);
+        spec.set_annotations(None);
+        assert!(matches!(kind(&spec), Err(SpecError::NotCri)));
+    }
+
+    #[test]
+    fn nothing_of_the_host_reaches_the_guest() {
+        let mut spec = spec();
+        strip_host(&mut spec);
+        let text = String::from_utf8(encode(&spec).unwrap()).unwrap();
+        for word in ["/run/containerd", "k8s.io/abc", "netns", "/proc/7", "evil", "apparmor", "selinux"] {
+            assert!(!text.contains(word), "{word} in {text}");
+        }
+        assert_eq!(spec.root().as_ref().and_then(Root::readonly), Some(true));
+        assert_eq!(spec.linux().as_ref().unwrap().namespaces().as_ref().unwrap().len(), 3);
+    }
+}

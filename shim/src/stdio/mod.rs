@@ -1,0 +1,228 @@
+//! A process's stdio: containerd's fifos on one side, raw vsock streams into the guest on the other.
+//!
+//! Output fifos are open at both ends, so that a containerd that restarts finds everything that was written meanwhile;
+//! they are closed when the guest says that no writer is left, which is the end of file that containerd waits for. Of
+//! the input fifo the shim holds a write end, so that a containerd that restarts does not look like the end of the
+//! input; `CloseIO` gives it up.
+
+mod pump;
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use ravelin_proto::STREAM_PORT;
+use ravelin_proto::agent::Stdio;
+use tokio::io::AsyncWriteExt;
+use tokio::net::UnixStream;
+use tokio::net::unix::pipe;
+use tokio::task::{AbortHandle, JoinHandle};
+
+use crate::machine::{Machine, MachineError};
+
+/// Time an output may stand still after the process's end before it is given up.
+const STALL: Duration = Duration::from_secs(2);
+
+/// Stdio that could not be connected.
+#[derive(Debug, thiserror::Error)]
+pub enum StdioError {
+    /// A kind of stdio that CRI does not use.
+    #[error("not supported yet: {0:?} as a process's stdio; only fifos are")]
+    NotAFifo(String),
+    /// A fifo could not be opened.
+    #[error("cannot open the process's {stream} fifo {path}")]
+    Open {
+        /// stdin, stdout or stderr.
+        stream: &'static str,
+        /// The fifo.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The stream into the guest could not be had.
+    #[error("cannot connect the process's {stream} to the pod's machine")]
+    Connect {
+        /// stdin, stdout or stderr.
+        stream: &'static str,
+        /// Why.
+        #[source]
+        source: MachineError,
+    },
+    /// The stream broke at once.
+    #[error("cannot name the process's {stream} to the pod's machine")]
+    Name {
+        /// stdin, stdout or stderr.
+        stream: &'static str,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// What containerd asks for; empty paths are `/dev/null`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Paths {
+    /// Fifo the process reads from.
+    pub stdin: String,
+    /// Fifo it writes to.
+    pub stdout: String,
+    /// Fifo for its errors; unused with a terminal.
+    pub stderr: String,
+    /// One terminal instead of three pipes.
+    pub terminal: bool,
+}
+
+/// The fifos of one process, open.
+#[derive(Debug)]
+pub struct Fifos {
+    stdin: Option<(pipe::Receiver, pipe::Sender)>,
+    stdout: Option<pipe::Sender>,
+    stderr: Option<pipe::Sender>,
+    terminal: bool,
+}
+
+impl Fifos {
+    /// Opens the fifos without waiting for their other ends.
+    ///
+    /// # Errors
+    /// When one is not there or is no fifo.
+    pub fn open(paths: &Paths) -> Result<Self, StdioError> {
+        let stderr = if paths.terminal { "" } else { &paths.stderr };
+        Ok(Self {
+            stdin: path(&paths.stdin)?.map(input).transpose()?,
+            stdout: path(&paths.stdout)?.map(|path| output("stdout", path)).transpose()?,
+            stderr: path(stderr)?.map(|path| output("stderr", path)).transpose()?,
+            terminal: paths.terminal,
+        })
+    }
+
+    /// The ids the guest is told, drawn from `next`.
+    #[must_use]
+    pub fn ids(&self, next: &AtomicU64) -> Stdio {
+        let id = |wanted: bool| if wanted { next.fetch_add(1, Ordering::Relaxed) } else { 0 };
+        Stdio {
+            stdin: id(self.stdin.is_some()),
+            stdout: id(self.stdout.is_some()),
+            stderr: id(self.stderr.is_some()),
+            terminal: self.terminal,
+        }
+    }
+
+    /// Connects every fifo to its stream and starts copying.
+    ///
+    /// # Errors
+    /// When the machine does not take a connection.
+    pub async fn connect(self, machine: &Machine, ids: &Stdio) -> Result<Io, StdioError> {
+        let (stdin, stdout, stderr) = tokio::try_join!(
+            stream(machine, "stdin", ids.stdin),
+            stream(machine, "stdout", ids.stdout),
+            stream(machine, "stderr", ids.stderr),
+        )?;
+        let mut io = Io::default();
+        if let (Some((fifo, keeper)), Some(stream)) = (self.stdin, stdin) {
+            io.keeper = Mutex::new(Some(keeper));
+            io.input = Some(tokio::spawn(pump::input(fifo, stream, !self.terminal)).abort_handle());
+        }
+        let mut outputs = Vec::new();
+        for (fifo, stream) in [(self.stdout, stdout), (self.stderr, stderr)] {
+            if let (Some(fifo), Some(stream)) = (fifo, stream) {
+                outputs.push(tokio::spawn(pump::output(stream, fifo, Arc::clone(&io.moved))));
+            }
+        }
+        io.outputs = Mutex::new(outputs);
+        Ok(io)
+    }
+}
+
+/// A process's stdio at work. Dropping it ends the copying.
+#[derive(Debug, Default)]
+pub struct Io {
+    keeper: Mutex<Option<pipe::Sender>>,
+    input: Option<AbortHandle>,
+    outputs: Mutex<Vec<JoinHandle<()>>>,
+    moved: Arc<AtomicU64>,
+}
+
+impl Io {
+    /// Gives up our write end of the input: when containerd closes its own, the process reads the end of file.
+    pub fn close_stdin(&self) {
+        self.keeper.lock().unwrap_or_else(PoisonError::into_inner).take();
+    }
+
+    /// Ends the input: the process that read it is gone.
+    pub fn end_input(&self) {
+        self.close_stdin();
+        if let Some(input) = &self.input {
+            input.abort();
+        }
+    }
+
+    /// Waits until every output is copied to its end, or one stands still for a while because something that outlived
+    /// the process holds it open, or nobody reads it.
+    pub async fn drain(&self) {
+        let outputs = std::mem::take(&mut *self.outputs.lock().unwrap_or_else(PoisonError::into_inner));
+        for mut output in outputs {
+            loop {
+                let before = self.moved.load(Ordering::Relaxed);
+                if tokio::time::timeout(STALL, &mut output).await.is_ok() {
+                    break;
+                }
+                if self.moved.load(Ordering::Relaxed) == before {
+                    output.abort();
+                    break;
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Io {
+    fn drop(&mut self) {
+        self.end_input();
+        for output in self.outputs.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+            output.abort();
+        }
+    }
+}
+
+/// A fifo's path as containerd gives it, plain or as a URI.
+fn path(text: &str) -> Result<Option<&str>, StdioError> {
+    let path = text.strip_prefix("fifo://").unwrap_or(text);
+    if path.is_empty() {
+        return Ok(None);
+    }
+    if !path.starts_with('/') {
+        return Err(StdioError::NotAFifo(text.to_owned()));
+    }
+    Ok(Some(path))
+}
+
+fn input(path: &str) -> Result<(pipe::Receiver, pipe::Sender), StdioError> {
+    let failed = |source| StdioError::Open { stream: "stdin", path: path.into(), source };
+    let reader = pipe::OpenOptions::new().open_receiver(path).map_err(failed)?;
+    let keeper = pipe::OpenOptions::new().open_sender(path).map_err(failed)?;
+    Ok((reader, keeper))
+}
+
+fn output(stream: &'static str, path: &str) -> Result<pipe::Sender, StdioError> {
+    let failed = |source| StdioError::Open { stream, path: path.into(), source };
+    pipe::OpenOptions::new().read_write(true).open_sender(path).map_err(failed)
+}
+
+/// Opens the stream `id` into the guest; none for 0.
+async fn stream(machine: &Machine, name: &'static str, id: u64) -> Result<Option<UnixStream>, StdioError> {
+    if id == 0 {
+        return Ok(None);
+    }
+    let mut stream =
+        machine.connect(STREAM_PORT).await.map_err(|source| StdioError::Connect { stream: name, source })?;
+    stream.write_all(&id.to_le_bytes()).await.map_err(|source| StdioError::Name { stream: name, source })?;
+    Ok(Some(stream))
+}
+
+#[cfg(test)]
+mod tests;

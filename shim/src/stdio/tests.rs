@@ -1,0 +1,121 @@
+use std::io::{Read, Write};
+use std::path::Path;
+
+use rustix::fs::{CWD, FileType, Mode, mknodat};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use super::*;
+
+fn fifo(directory: &Path, name: &str) -> String {
+    let path = directory.join(name);
+    mknodat(CWD, &path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+    path.to_str().unwrap().to_owned()
+}
+
+#[tokio::test]
+async fn output_survives_a_reader_that_goes_and_comes_and_ends_with_the_process() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = fifo(directory.path(), "stdout");
+    let sender = output("stdout", &path).unwrap();
+    let (host, mut guest) = UnixStream::pair().unwrap();
+    let moved = Arc::new(AtomicU64::new(0));
+    let copying = tokio::spawn(pump::output(host, sender, Arc::clone(&moved)));
+    let first = std::fs::File::open(&path).unwrap();
+    guest.write_all(b"before ").await.unwrap();
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    drop(first);
+    guest.write_all(b"while away").await.unwrap();
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    let reading = tokio::task::spawn_blocking(move || {
+        let mut text = String::new();
+        std::fs::File::open(&path).unwrap().read_to_string(&mut text).unwrap();
+        text
+    });
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    drop(guest);
+    copying.await.unwrap();
+    assert_eq!(reading.await.unwrap(), "before while away");
+    assert_eq!(moved.load(Ordering::Relaxed), 17);
+}
+
+#[tokio::test]
+async fn a_hundred_megabytes_pass_without_a_byte_lost() {
+    const TOTAL: usize = 100 << 20;
+    let directory = tempfile::tempdir().unwrap();
+    let path = fifo(directory.path(), "stdout");
+    let sender = output("stdout", &path).unwrap();
+    let (host, mut guest) = UnixStream::pair().unwrap();
+    tokio::spawn(pump::output(host, sender, Arc::default()));
+    let reading = tokio::task::spawn_blocking(move || {
+        let mut file = std::fs::File::open(&path).unwrap();
+        let mut buffer = vec![0; 1 << 20];
+        let (mut count, mut sum) = (0_usize, 0_u64);
+        loop {
+            let read = file.read(&mut buffer).unwrap();
+            if read == 0 {
+                return (count, sum);
+            }
+            for (at, byte) in buffer[..read].iter().enumerate() {
+                sum = sum.wrapping_add(((count + at) as u64).wrapping_mul(u64::from(*byte)));
+            }
+            count += read;
+        }
+    });
+    let block: Vec<u8> = (0..1 << 20).map(|n: u32| (n % 251) as u8).collect();
+    let mut expected = 0_u64;
+    for number in 0..TOTAL / block.len() {
+        for (at, byte) in block.iter().enumerate() {
+            expected =
+                expected.wrapping_add(((number * block.len() + at) as u64).wrapping_mul(u64::from(*byte)));
+        }
+        guest.write_all(&block).await.unwrap();
+    }
+    drop(guest);
+    assert_eq!(reading.await.unwrap(), (TOTAL, expected));
+}
+
+#[tokio::test]
+async fn input_ends_only_when_both_containerd_and_we_let_go() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = fifo(directory.path(), "stdin");
+    let (receiver, keeper) = input(&path).unwrap();
+    let (host, mut guest) = UnixStream::pair().unwrap();
+    let mut io = Io::default();
+    io.keeper = Mutex::new(Some(keeper));
+    tokio::spawn(pump::input(receiver, host, true));
+    let write = |text: &str| {
+        std::fs::OpenOptions::new().write(true).open(&path).unwrap().write_all(text.as_bytes()).unwrap();
+    };
+    write("first ");
+    // containerd went away and came back.
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    write("second");
+    io.close_stdin();
+    let mut text = String::new();
+    guest.read_to_string(&mut text).await.unwrap();
+    assert_eq!(text, "first second");
+}
+
+#[tokio::test]
+async fn a_fifo_that_is_none_is_an_error_that_names_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("file");
+    std::fs::write(&file, "").unwrap();
+    for stdout in [file.to_str().unwrap(), "/nonexistent/fifo", "binary:///bin/logger"] {
+        let paths = Paths { stdout: stdout.to_owned(), ..Paths::default() };
+        let error = Fifos::open(&paths).unwrap_err().to_string();
+        assert!(error.contains(stdout), "{error}");
+    }
+    assert!(Fifos::open(&Paths::default()).is_ok());
+}
+
+#[tokio::test]
+async fn an_output_held_open_by_somebody_else_does_not_hold_up_the_end_for_ever() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = fifo(directory.path(), "stdout");
+    let (host, _guest) = UnixStream::pair().unwrap();
+    let copying = tokio::spawn(pump::output(host, output("stdout", &path).unwrap(), Arc::default()));
+    let mut io = Io::default();
+    io.outputs = Mutex::new(vec![copying]);
+    tokio::time::timeout(STALL * 3, io.drain()).await.unwrap();
+}

@@ -1,0 +1,117 @@
+//! Makes a container: everything it needs in the machine, or nothing at all.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use oci_spec::runtime::Spec;
+use ravelin_policy::{ContainerView, PodIdentity, PolicyConfig, check_container, classify};
+use ravelin_proto::agent::CreateContainerRequest;
+
+use super::{Container, Init};
+use crate::error::{TaskError, bounded};
+use crate::extents::Held;
+use crate::rootfs::RootfsMount;
+use crate::sandbox::Pod;
+use crate::spec;
+use crate::stdio::{Fifos, Io, Paths};
+
+/// What containerd asks for.
+#[derive(Debug)]
+pub struct Request {
+    /// The container's id.
+    pub id: String,
+    /// Its bundle.
+    pub bundle: String,
+    /// Its root file system, as its snapshotter mounts it.
+    pub rootfs: Vec<RootfsMount>,
+    /// Its stdio.
+    pub paths: Paths,
+}
+
+/// Judges a container by its spec.
+///
+/// # Errors
+/// Everything that is not supported, in one message.
+pub fn judge(spec: &Spec, pod: &Pod, policy: &PolicyConfig) -> Result<(), TaskError> {
+    let identity = PodIdentity { sandbox_id: &pod.sandbox_id, pod_uid: &pod.pod_uid, host_ipc: pod.host_ipc };
+    let mut view = ContainerView::from_spec(spec);
+    view.unsupported_volumes.extend(
+        spec::host_mounts(spec)
+            .filter_map(|(_, source)| classify(source, identity, &pod.roots).violation(source)),
+    );
+    check_container(&view, policy).map_err(|refusal| TaskError::Refused(refusal.to_string()))
+}
+
+/// Makes the container; on an error nothing of it stays.
+///
+/// # Errors
+/// The policy's refusal, or what could not be had.
+pub async fn create(request: Request, pod: Arc<Pod>, policy: &PolicyConfig) -> Result<Container, TaskError> {
+    let mut spec = spec::load(Path::new(&request.bundle)).map_err(TaskError::failed)?;
+    judge(&spec, &pod, policy)?;
+    let fifos = Fifos::open(&request.paths).map_err(TaskError::failed)?;
+    let ids = fifos.ids(&pod.next_stream);
+    let pid_namespace = spec::pid_namespace(&spec);
+    spec::strip_host(&mut spec);
+
+    let layers = async {
+        let layers = pod.layers.prepare(&request.rootfs).await.map_err(TaskError::failed)?;
+        pod.extents.hold(&pod.agent, &layers).await.map_err(TaskError::failed)
+    };
+    let streams = async { fifos.connect(pod.agent.machine(), &ids).await.map_err(TaskError::failed) };
+    let volumes = async { pod.volumes.resolve(&request.id, &mut spec).await.map_err(TaskError::failed) };
+    let (layers, streams, volumes) = tokio::join!(layers, streams, volumes);
+    let mut made = Made { pod: &pod, id: &request.id, layers: Vec::new(), in_guest: false };
+    let outcome = async {
+        made.layers = layers?;
+        let (io, mounts) = (streams?, volumes?);
+        let message = CreateContainerRequest {
+            container_id: request.id.clone(),
+            spec: spec::encode(&spec).map_err(TaskError::failed)?.into(),
+            layers: made.layers.iter().map(Held::id).collect(),
+            mounts,
+            stdio: Some(ids),
+            pid_namespace: pid_namespace.into(),
+            pid_target: String::new(),
+        };
+        made.in_guest = true;
+        pod.agent.call("create a container", pod.agent.client().create_container(message)).await?;
+        Ok::<Io, TaskError>(io)
+    }
+    .await;
+    match outcome {
+        Ok(io) => {
+            let layers = std::mem::take(&mut made.layers);
+            let init = Init { layers, terminal: ids.terminal };
+            Ok(Container::new(request, Arc::clone(&pod), init, io))
+        }
+        Err(error) => {
+            made.undo().await;
+            tracing::warn!(
+                container = request.id,
+                "cannot create a container: {}",
+                bounded(&error.to_string(), 2048)
+            );
+            Err(error)
+        }
+    }
+}
+
+/// What has been made of a container so far.
+struct Made<'a> {
+    pod: &'a Pod,
+    id: &'a str,
+    layers: Vec<Held>,
+    in_guest: bool,
+}
+
+impl Made<'_> {
+    async fn undo(self) {
+        if self.in_guest {
+            // The agent may have come to its end although the answer did not come to us.
+            super::remove_from_guest(&self.pod.agent, self.id, "").await;
+        }
+        self.pod.volumes.container_removed(self.id).await;
+        self.pod.extents.release(&self.pod.agent, self.layers).await;
+    }
+}

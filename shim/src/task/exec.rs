@@ -1,0 +1,179 @@
+use std::sync::{Arc, Mutex, PoisonError};
+
+use containerd_shim_protos::events::task::TaskExecStarted;
+use ravelin_proto::agent::ExecRequest;
+
+use super::{Container, exit_event, finished, kill, precondition, remove_from_guest, resize, status};
+use crate::agent::AgentError;
+use crate::error::TaskError;
+use crate::events::Publisher;
+use crate::process::{Exit, Life, Phase};
+use crate::sandbox::Sandbox;
+use crate::stdio::{Fifos, Io, Paths};
+
+/// A further process in a container. In the guest it comes to be when it is started.
+#[derive(Debug)]
+pub struct Exec {
+    /// Its id within the container.
+    pub id: String,
+    /// Its stdio, as containerd named it.
+    pub paths: Paths,
+    /// The OCI spec's process, JSON.
+    process: Vec<u8>,
+    life: Life,
+    io: Mutex<Option<Arc<Io>>>,
+    turn: tokio::sync::Mutex<()>,
+}
+
+impl Exec {
+    /// An exec to be started.
+    #[must_use]
+    pub fn new(id: String, process: Vec<u8>, paths: Paths) -> Self {
+        Self {
+            id,
+            paths,
+            process,
+            life: Life::default(),
+            io: Mutex::default(),
+            turn: tokio::sync::Mutex::default(),
+        }
+    }
+
+    /// Its phase and end.
+    #[must_use]
+    pub fn life(&self) -> &Life {
+        &self.life
+    }
+
+    fn io(&self) -> Option<Arc<Io>> {
+        self.io.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Starts the process.
+    ///
+    /// # Errors
+    /// When it was started before, or cannot be; then nothing of it stays in the guest.
+    pub async fn start(
+        self: &Arc<Self>,
+        container: &Arc<Container>,
+        sandbox: &Arc<Sandbox>,
+        publisher: &Publisher,
+    ) -> Result<u32, TaskError> {
+        let _turn = self.turn.lock().await;
+        match self.life.phase() {
+            Phase::Created => {}
+            Phase::Stopped(_) => return Err(precondition("cannot start a process that has stopped")),
+            _ => return Err(precondition("cannot start a running process")),
+        }
+        let agent = container.agent();
+        let fifos = Fifos::open(&self.paths).map_err(TaskError::failed)?;
+        let ids = fifos.ids(&container.pod.next_stream);
+        let request = ExecRequest {
+            container_id: container.id.clone(),
+            exec_id: self.id.clone(),
+            process: self.process.clone().into(),
+            stdio: Some(ids),
+        };
+        let created = async {
+            // The agent waits for the streams that are named, so both go at once.
+            let streams = async { fifos.connect(agent.machine(), &ids).await.map_err(TaskError::failed) };
+            let exec = async {
+                let exec = agent.call("create a process", agent.client().exec(request)).await;
+                exec.map_err(TaskError::from)
+            };
+            let (io, _) = tokio::try_join!(streams, exec)?;
+            agent.call("start a process", agent.client().start(container.process(&self.id))).await?;
+            Ok::<Io, TaskError>(io)
+        };
+        let io = match created.await {
+            Ok(io) => Arc::new(io),
+            Err(error) => {
+                remove_from_guest(agent, &container.id, &self.id).await;
+                self.life.set(Phase::Stopped(Exit::now(127)));
+                return Err(error);
+            }
+        };
+        *self.io.lock().unwrap_or_else(PoisonError::into_inner) = Some(io);
+        self.life.set(Phase::Running);
+        let mut event = TaskExecStarted::new();
+        event.container_id.clone_from(&container.id);
+        event.exec_id.clone_from(&self.id);
+        event.pid = container.pid();
+        publisher.publish(&event);
+        self.watch(container, sandbox, publisher);
+        Ok(container.pid())
+    }
+
+    fn watch(self: &Arc<Self>, container: &Arc<Container>, sandbox: &Arc<Sandbox>, publisher: &Publisher) {
+        let (exec, container) = (Arc::clone(self), Arc::clone(container));
+        let (sandbox, publisher) = (Arc::clone(sandbox), publisher.clone());
+        tokio::spawn(async move {
+            let waited = container.agent().wait(&container.id, &exec.id).await;
+            let exit = Exit::now(status(&waited, &sandbox).await);
+            if let Some(io) = exec.io() {
+                io.end_input();
+            }
+            exec.life.set(Phase::Stopped(exit));
+            publisher.publish(&exit_event(&container.id, &exec.id, container.pid(), exit));
+        });
+    }
+
+    /// Sends the process a signal.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub async fn kill(&self, container: &Container, signal: u32) -> Result<(), TaskError> {
+        match self.life.phase() {
+            Phase::Stopped(_) => Err(finished()),
+            Phase::Created => Err(precondition("process not created")),
+            _ => kill(container.agent(), &container.id, &self.id, signal, false).await,
+        }
+    }
+
+    /// Gives the terminal another size.
+    ///
+    /// # Errors
+    /// When the process has ended or the guest refuses.
+    pub async fn resize(&self, container: &Container, columns: u32, rows: u32) -> Result<(), TaskError> {
+        match self.life.phase() {
+            Phase::Stopped(_) => Err(precondition("cannot resize a stopped process")),
+            Phase::Created => Ok(()),
+            _ if !self.paths.terminal => Ok(()),
+            _ => resize(container.agent(), &container.id, &self.id, columns, rows).await,
+        }
+    }
+
+    /// Closes the process's input.
+    pub fn close_stdin(&self) {
+        if let Some(io) = self.io() {
+            io.close_stdin();
+        }
+    }
+
+    /// Waits for the rest of the output.
+    pub(super) async fn io_drain(&self) {
+        if let Some(io) = self.io() {
+            io.drain().await;
+        }
+    }
+
+    /// Removes the process from the guest.
+    pub(super) async fn delete(&self, container: &Container) -> Result<Exit, TaskError> {
+        let _turn = self.turn.lock().await;
+        let exit = match self.life.phase() {
+            Phase::Stopped(exit) => exit,
+            // It is not in the guest yet.
+            Phase::Created => return Ok(Exit::now(0)),
+            _ => return Err(precondition("cannot delete a running process")),
+        };
+        self.io_drain().await;
+        let request = container.process(&self.id);
+        let agent = container.agent();
+        match agent.call("delete a process", agent.client().delete(request)).await {
+            Err(error @ AgentError::Refused { .. }) if error.code() != Some(tonic::Code::NotFound) => {
+                Err(error.into())
+            }
+            _ => Ok(exit),
+        }
+    }
+}

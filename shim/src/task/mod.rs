@@ -1,0 +1,400 @@
+//! Containers and their execs.
+
+mod create;
+mod exec;
+
+pub use create::{Request, create, judge};
+pub use exec::Exec;
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use containerd_shim_protos::cgroups_v2::metrics::Metrics;
+use containerd_shim_protos::events::task::{
+    TaskDelete, TaskExit, TaskOOM, TaskPaused, TaskResumed, TaskStart,
+};
+use protobuf::MessageField;
+use ravelin_proto::agent::{
+    ContainerRequest, KillRequest, ProcessRequest, ResizeTtyRequest, UpdateRequest, WaitResponse,
+};
+
+use crate::agent::{Agent, AgentError};
+use crate::error::{TaskError, chain};
+use crate::events::{Publisher, timestamp};
+use crate::extents::Held;
+use crate::process::{Exit, Life, Phase};
+use crate::sandbox::{Pod, Sandbox};
+use crate::stats;
+use crate::stdio::{Io, Paths};
+
+/// Time the carrying back of termination logs may take before the exit is told.
+const COLLECT_DEADLINE: Duration = Duration::from_secs(10);
+/// Time a process has to end after SIGKILL.
+const KILL_DEADLINE: Duration = Duration::from_secs(10);
+/// SIGKILL.
+const KILL: u32 = 9;
+
+/// What belongs to a container's first process alone.
+#[derive(Debug)]
+pub(crate) struct Init {
+    layers: Vec<Held>,
+    terminal: bool,
+}
+
+/// A container.
+#[derive(Debug)]
+pub struct Container {
+    /// Its id.
+    pub id: String,
+    /// Its bundle.
+    pub bundle: String,
+    /// Its stdio, as containerd named it.
+    pub paths: Paths,
+    life: Life,
+    io: Io,
+    terminal: bool,
+    pod: Arc<Pod>,
+    layers: Mutex<Vec<Held>>,
+    execs: Mutex<BTreeMap<String, Arc<Exec>>>,
+    oom_told: AtomicBool,
+    /// One start, exit or deletion at a time, so that their events come in order.
+    turn: tokio::sync::Mutex<()>,
+}
+
+impl Container {
+    fn new(request: Request, pod: Arc<Pod>, init: Init, io: Io) -> Self {
+        Self {
+            id: request.id,
+            bundle: request.bundle,
+            paths: request.paths,
+            life: Life::default(),
+            io,
+            terminal: init.terminal,
+            pod,
+            layers: Mutex::new(init.layers),
+            execs: Mutex::default(),
+            oom_told: AtomicBool::new(false),
+            turn: tokio::sync::Mutex::default(),
+        }
+    }
+
+    /// The first process's phase and end.
+    #[must_use]
+    pub fn life(&self) -> &Life {
+        &self.life
+    }
+
+    fn agent(&self) -> &Agent {
+        &self.pod.agent
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.agent().machine().pid()
+    }
+
+    fn execs(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Exec>>> {
+        self.execs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// An exec of this container.
+    ///
+    /// # Errors
+    /// When there is none of that id.
+    pub fn exec(&self, exec_id: &str) -> Result<Arc<Exec>, TaskError> {
+        let missing = || TaskError::NotFound(format!("process does not exist {exec_id}"));
+        self.execs().get(exec_id).cloned().ok_or_else(missing)
+    }
+
+    /// Adds an exec, to be started later.
+    ///
+    /// # Errors
+    /// When the container does not run, or the id is taken.
+    pub fn add_exec(&self, exec: Exec) -> Result<(), TaskError> {
+        match self.life.phase() {
+            Phase::Running => {}
+            Phase::Created => return Err(precondition("cannot exec in a created container")),
+            Phase::Paused => return Err(precondition("cannot exec in a paused container")),
+            Phase::Stopped(_) => return Err(precondition("cannot exec in a stopped container")),
+        }
+        let mut execs = self.execs();
+        if execs.contains_key(&exec.id) {
+            return Err(TaskError::AlreadyExists(format!("id {}", exec.id)));
+        }
+        execs.insert(exec.id.clone(), Arc::new(exec));
+        Ok(())
+    }
+
+    /// Waits in the background for the first process's end, also of one that is never started.
+    pub fn watch(self: &Arc<Self>, sandbox: &Arc<Sandbox>, publisher: &Publisher) {
+        let (container, sandbox, publisher) = (Arc::clone(self), Arc::clone(sandbox), publisher.clone());
+        tokio::spawn(async move {
+            let waited = container.agent().wait(&container.id, "").await;
+            let status = status(&waited, &sandbox).await;
+            let _turn = container.turn.lock().await;
+            container.io.end_input();
+            let collect = container.pod.volumes.container_exited(&container.id);
+            if tokio::time::timeout(COLLECT_DEADLINE, collect).await.is_err() {
+                tracing::warn!(container = container.id, "the termination log takes too long");
+            }
+            if waited.is_ok_and(|answer| answer.oom_killed) {
+                container.tell_oom(&publisher);
+            }
+            let exit = Exit::now(status);
+            container.life.set(Phase::Stopped(exit));
+            publisher.publish(&exit_event(&container.id, &container.id, container.pid(), exit));
+        });
+    }
+
+    /// Tells containerd, once, that the container was short of memory.
+    pub fn tell_oom(&self, publisher: &Publisher) {
+        if !self.oom_told.swap(true, Ordering::AcqRel) {
+            let mut event = TaskOOM::new();
+            event.container_id.clone_from(&self.id);
+            publisher.publish(&event);
+        }
+    }
+
+    /// Starts the first process.
+    ///
+    /// # Errors
+    /// When it was started before, or cannot be.
+    pub async fn start(&self, publisher: &Publisher) -> Result<u32, TaskError> {
+        let _turn = self.turn.lock().await;
+        match self.life.phase() {
+            Phase::Created => {}
+            Phase::Stopped(_) => return Err(precondition("cannot start a container that has stopped")),
+            _ => return Err(precondition("cannot start a running container")),
+        }
+        let request = self.process("");
+        self.agent().call("start a container", self.agent().client().start(request)).await?;
+        self.life.set(Phase::Running);
+        let mut event = TaskStart::new();
+        event.container_id.clone_from(&self.id);
+        event.pid = self.pid();
+        publisher.publish(&event);
+        Ok(self.pid())
+    }
+
+    /// Sends a signal to the first process, or to all.
+    ///
+    /// # Errors
+    /// When it has ended, or there is no such signal.
+    pub async fn kill(&self, signal: u32, all: bool) -> Result<(), TaskError> {
+        if self.life.exit().is_some() {
+            return Err(finished());
+        }
+        kill(self.agent(), &self.id, "", signal, all).await
+    }
+
+    /// Freezes every process, or lets them go on.
+    ///
+    /// # Errors
+    /// When the container is in the wrong state.
+    pub async fn pause(&self, frozen: bool, publisher: &Publisher) -> Result<(), TaskError> {
+        let _turn = self.turn.lock().await;
+        let request = ContainerRequest { container_id: self.id.clone() };
+        match (self.life.phase(), frozen) {
+            (Phase::Running, true) => {
+                self.agent().call("pause a container", self.agent().client().pause(request)).await?;
+                self.life.set(Phase::Paused);
+                let mut event = TaskPaused::new();
+                event.container_id.clone_from(&self.id);
+                publisher.publish(&event);
+            }
+            (Phase::Paused, false) => {
+                self.agent().call("resume a container", self.agent().client().resume(request)).await?;
+                self.life.set(Phase::Running);
+                let mut event = TaskResumed::new();
+                event.container_id.clone_from(&self.id);
+                publisher.publish(&event);
+            }
+            (phase, _) => {
+                let verb = if frozen { "pause" } else { "resume" };
+                return Err(precondition(&format!("cannot {verb} a container that is {:?}", phase.status())));
+            }
+        }
+        Ok(())
+    }
+
+    /// Changes the container's limits: `resources` is the OCI spec's LinuxResources as JSON.
+    ///
+    /// # Errors
+    /// When the container has ended or the guest refuses.
+    pub async fn update(&self, resources: Vec<u8>) -> Result<(), TaskError> {
+        if self.life.exit().is_some() {
+            return Err(finished());
+        }
+        let request = UpdateRequest { container_id: self.id.clone(), resources: resources.into() };
+        self.agent().call("update a container", self.agent().client().update(request)).await?;
+        Ok(())
+    }
+
+    /// The container's counters; of one that has ended, what is left of them.
+    ///
+    /// # Errors
+    /// When a running container's cannot be had.
+    pub async fn stats(&self) -> Result<Metrics, TaskError> {
+        let request = ContainerRequest { container_id: self.id.clone() };
+        let stats =
+            self.agent().call("read a container's counters", self.agent().client().stats(request)).await;
+        let oom = self.oom_told.load(Ordering::Acquire);
+        match stats {
+            Ok(stats) => {
+                let mut metrics = stats::metrics(&stats);
+                if oom && let Some(events) = metrics.memory_events.as_mut() {
+                    events.oom_kill = events.oom_kill.max(1);
+                }
+                Ok(metrics)
+            }
+            Err(_) if self.life.exit().is_some() => Ok(stats::of_the_dead(oom)),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Gives the terminal another size.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub async fn resize(&self, columns: u32, rows: u32) -> Result<(), TaskError> {
+        if self.life.exit().is_some() {
+            return Err(precondition("cannot resize a stopped container"));
+        }
+        if !self.terminal {
+            return Ok(());
+        }
+        resize(self.agent(), &self.id, "", columns, rows).await
+    }
+
+    /// Closes the first process's input.
+    pub fn close_stdin(&self) {
+        self.io.close_stdin();
+    }
+
+    /// Removes the container from the machine. One that was never started is killed first.
+    ///
+    /// # Errors
+    /// While it runs, or when the guest cannot remove it.
+    pub async fn delete(&self, publisher: &Publisher) -> Result<Exit, TaskError> {
+        match self.life.phase() {
+            Phase::Stopped(_) => {}
+            Phase::Created => self.put_down().await,
+            _ => return Err(precondition("cannot delete a running process")),
+        }
+        let Some(exit) = self.life.exit() else {
+            return Err(TaskError::Failed(format!("the container {} does not end after SIGKILL", self.id)));
+        };
+        let _turn = self.turn.lock().await;
+        self.io.drain().await;
+        let execs = std::mem::take(&mut *self.execs());
+        for exec in execs.into_values() {
+            exec.io_drain().await;
+        }
+        let deleted =
+            self.agent().call("delete a container", self.agent().client().delete(self.process(""))).await;
+        match deleted {
+            Err(error @ AgentError::Refused { .. }) if error.code() != Some(tonic::Code::NotFound) => {
+                return Err(error.into());
+            }
+            // Without a machine there is nothing to delete.
+            _ => {}
+        }
+        self.pod.volumes.container_removed(&self.id).await;
+        let layers = std::mem::take(&mut *self.layers.lock().unwrap_or_else(PoisonError::into_inner));
+        self.pod.extents.release(self.agent(), layers).await;
+        let mut event = TaskDelete::new();
+        event.container_id.clone_from(&self.id);
+        event.pid = self.pid();
+        event.exit_status = exit.status;
+        event.exited_at = MessageField::some(timestamp(exit.at));
+        publisher.publish(&event);
+        Ok(exit)
+    }
+
+    /// Deletes an exec that has ended or was never started.
+    ///
+    /// # Errors
+    /// While it runs, or when there is none of that id.
+    pub async fn delete_exec(&self, exec_id: &str) -> Result<Exit, TaskError> {
+        let exec = self.exec(exec_id)?;
+        let exit = exec.delete(self).await?;
+        self.execs().remove(exec_id);
+        Ok(exit)
+    }
+
+    async fn put_down(&self) {
+        if let Err(error) = kill(self.agent(), &self.id, "", KILL, true).await {
+            tracing::warn!(container = self.id, "cannot kill a container that was never started: {error}");
+        }
+        let _ = tokio::time::timeout(KILL_DEADLINE, self.life.ended()).await;
+    }
+
+    fn process(&self, exec_id: &str) -> ProcessRequest {
+        ProcessRequest { container_id: self.id.clone(), exec_id: exec_id.to_owned() }
+    }
+}
+
+/// The exit status to tell for what a wait gave. Of a machine that is gone, the sandbox knows whether that was wanted.
+async fn status(waited: &Result<WaitResponse, AgentError>, sandbox: &Sandbox) -> u32 {
+    match waited {
+        Ok(answer) => answer.exit_status & 0xff,
+        Err(AgentError::Ended { .. }) => sandbox.status_of_the_lost(),
+        Err(error) => {
+            tracing::error!("a process is lost: {}", chain(error));
+            crate::sandbox::LOST
+        }
+    }
+}
+
+async fn kill(agent: &Agent, id: &str, exec_id: &str, signal: u32, all: bool) -> Result<(), TaskError> {
+    if signal > 64 {
+        return Err(TaskError::InvalidArgument(format!("there is no signal {signal}")));
+    }
+    let request = KillRequest { container_id: id.to_owned(), exec_id: exec_id.to_owned(), signal, all };
+    match agent.call("signal a process", agent.client().kill(request)).await {
+        Ok(_) => Ok(()),
+        // It ended before the signal came.
+        Err(AgentError::Ended { .. }) => Err(finished()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+async fn resize(agent: &Agent, id: &str, exec_id: &str, columns: u32, rows: u32) -> Result<(), TaskError> {
+    let request =
+        ResizeTtyRequest { container_id: id.to_owned(), exec_id: exec_id.to_owned(), columns, rows };
+    agent.call("resize a terminal", agent.client().resize_tty(request)).await?;
+    Ok(())
+}
+
+/// Removes whatever there may be of a process in the guest after a creation that failed.
+async fn remove_from_guest(agent: &Agent, id: &str, exec_id: &str) {
+    let request = ProcessRequest { container_id: id.to_owned(), exec_id: exec_id.to_owned() };
+    let signal =
+        KillRequest { container_id: id.to_owned(), exec_id: exec_id.to_owned(), signal: KILL, all: true };
+    let killed = agent.call_within("kill a process", KILL_DEADLINE, agent.client().kill(signal)).await;
+    if killed.is_err_and(|error| error.code() == Some(tonic::Code::NotFound)) {
+        return;
+    }
+    let wait = agent.wait(id, exec_id);
+    let _ = tokio::time::timeout(KILL_DEADLINE, wait).await;
+    let _ = agent.call_within("delete a process", KILL_DEADLINE, agent.client().delete(request)).await;
+}
+
+fn exit_event(container_id: &str, id: &str, pid: u32, exit: Exit) -> TaskExit {
+    let mut event = TaskExit::new();
+    event.container_id = container_id.to_owned();
+    event.id = id.to_owned();
+    event.pid = pid;
+    event.exit_status = exit.status;
+    event.exited_at = MessageField::some(timestamp(exit.at));
+    event
+}
+
+fn precondition(text: &str) -> TaskError {
+    TaskError::FailedPrecondition(text.to_owned())
+}
+
+fn finished() -> TaskError {
+    TaskError::NotFound("process already finished".to_owned())
+}
