@@ -85,6 +85,14 @@ impl PodCgroup {
         Ok(cgroup)
     }
 
+    /// The cgroup that [`PodCgroup::create`] made for this path.
+    ///
+    /// # Errors
+    /// When the path makes no sense.
+    pub fn open(cgroups_path: &str) -> Result<Self, CgroupError> {
+        Ok(Self { path: path::normalize(cgroups_path)? })
+    }
+
     /// Sets limits anew; what is `None` stays as it is.
     ///
     /// # Errors
@@ -199,7 +207,7 @@ impl PodCgroup {
 /// # Errors
 /// As [`PodCgroup::delete`].
 pub async fn delete(cgroups_path: &str) -> Result<(), CgroupError> {
-    PodCgroup { path: path::normalize(cgroups_path)? }.delete().await
+    PodCgroup::open(cgroups_path)?.delete().await
 }
 
 /// cgroup v2's weight (1 to 10000) for v1's shares (2 to 262144), as runc converts them.
