@@ -5,13 +5,13 @@
 //! ```text
 //! boot --kernel vmlinux --initramfs initramfs.cpio --console [--vcpus 2] [--memory 512] [--tap-queues 2]
 //!      [--layer image.erofs]... [--scratch disk.img] [--connect PORT] [--append "more=arguments"] [--seconds 30]
-//!      [--vmm path/to/ravelin-vmm] [--metrics-after MS]
+//!      [--vmm path/to/ravelin-vmm] [--ready] [--metrics-after MS [--pause]]
 //! ```
 //!
 //! It makes a tap (`--tap NAME` names it, default `boot0`), starts `ravelin-vmm`, shows the guest's console on standard
 //! output and, at the end, how the machine ended and its metrics on standard error. Layers are mapped one after the
 //! other into /dev/vda, 1 GiB apart. With `--connect`, standard input and output are tied to that vsock port of the
-//! guest. Without `--scratch`, the scratch disk is an empty sparse file of 1 GiB.
+//! guest. `--ready` waits for the agent's ready mark and shows the metrics. Without `--scratch`, the scratch disk is an empty sparse file of 1 GiB.
 
 use std::error::Error;
 use std::fs::{File, OpenOptions};
@@ -49,6 +49,7 @@ struct Options {
     seconds: u64,
     metrics_after: Option<u64>,
     pause: bool,
+    ready: bool,
 }
 
 impl Options {
@@ -71,6 +72,7 @@ impl Options {
             seconds: 60,
             metrics_after: None,
             pause: false,
+            ready: false,
         };
         let mut arguments = std::env::args().skip(1);
         while let Some(argument) = arguments.next() {
@@ -90,6 +92,7 @@ impl Options {
                 "--connect" => options.connect = Some(value()?.parse()?),
                 "--seconds" => options.seconds = value()?.parse()?,
                 "--metrics-after" => options.metrics_after = Some(value()?.parse()?),
+                "--ready" => options.ready = true,
                 "--pause" => options.pause = true,
                 other => return Err(format!("Unknown argument {other}; see the top of boot.rs").into()),
             }
@@ -187,8 +190,23 @@ fn drive(mut shim: Shim, options: &Options) -> Result<()> {
     if let Some(port) = options.connect {
         let (ours, theirs) = UnixStream::pair()?;
         shim.answer(Command::Connect { port }, &[&theirs])?;
+        drop(theirs);
         eprintln!("connected to port {port} after {:?}", started.elapsed());
         relay(ours)?;
+        eprintln!("the guest ended the connection after {:?}", started.elapsed());
+        metrics(&mut shim)?;
+        shim.answer(Command::Stop, &[])?;
+    }
+    if options.ready {
+        loop {
+            if let Answer::Metrics(metrics) = shim.answer(Command::Metrics, &[])?
+                && metrics.agent_ready_us > 0
+            {
+                print_metrics(&metrics);
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
     }
     if let Some(after) = options.metrics_after {
         std::thread::sleep(Duration::from_millis(after));

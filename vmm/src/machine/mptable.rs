@@ -114,7 +114,7 @@ mod tests {
     fn thirty_two_processors_fit() {
         let memory = crate::machine::memory::allocate(64).unwrap();
         write(&memory, 32).unwrap();
-        assert!(matches!(write(&memory, 33), Err(MpTableError::TooLarge(33))));
+        assert!(matches!(write(&memory, 38), Err(MpTableError::TooLarge(38))));
         let signature: [u8; 4] = memory.read_obj(GuestAddress(MP_TABLE)).unwrap();
         assert_eq!(&signature, b"_MP_");
     }

@@ -8,6 +8,8 @@ pub mod net;
 pub mod queue;
 pub mod rng;
 pub mod slot;
+#[cfg(test)]
+pub(crate) mod testing;
 pub mod transport;
 pub mod vsock;
 
