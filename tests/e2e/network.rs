@@ -128,7 +128,7 @@ fn a_forwarded_port_reaches_a_server_on_the_pods_loopback() {
     let host = Host::shared();
     let pod = host.pod().start();
     let _server = pod.sh("httpd -f -p 127.0.0.1:8080 -h /var/www");
-    let forward = Session::pipes(Run::crictl().args(["port-forward", &pod.id, "0:8080"]));
+    let forward = Session::pipes(&Run::crictl().args(["port-forward", &pod.id, "0:8080"]));
     // "Forwarding from 127.0.0.1:43210 -> 8080"
     forward.hear(" -> 8080");
     let said = forward.heard();

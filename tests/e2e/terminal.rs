@@ -32,12 +32,12 @@ fn a_container_on_a_terminal_is_attached_to_and_resized() {
     let pod = host.pod().start();
     let container = pod.container().command(&["/bin/sh"]).set("/tty", true).set("/stdin", true).start();
     let attach = || Run::crictl().args(["attach", "-it", &container.id]);
-    let mut shell = Session::terminal(attach(), 30, 90);
+    let mut shell = Session::terminal(&attach(), 30, 90);
     expect_size(&mut shell, "30 90");
     shell.resize(41, 141);
     expect_size(&mut shell, "41 141");
     shell.kill();
-    let mut again = Session::terminal(attach(), 20, 60);
+    let mut again = Session::terminal(&attach(), 20, 60);
     expect_size(&mut again, "20 60");
     again.send("exit 6\n");
     assert_eq!(container.ended().code, 6);

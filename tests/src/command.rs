@@ -1,6 +1,6 @@
 //! Running a program to its end, under a deadline.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::io::{Read, Write};
 use std::process::{Child, Command, Stdio};
 use std::thread;
@@ -11,7 +11,9 @@ use crate::wait::{PATIENCE, until};
 /// A program about to be run.
 #[derive(Debug)]
 pub struct Run {
-    command: Command,
+    program: String,
+    args: Vec<OsString>,
+    envs: Vec<(String, String)>,
     input: Vec<u8>,
     deadline: Duration,
     line: String,
@@ -35,8 +37,14 @@ pub struct Finished {
 impl Run {
     /// A program looked up in `PATH`.
     pub fn new(program: &str) -> Self {
-        let command = Command::new(program);
-        Self { command, input: Vec::new(), deadline: PATIENCE, line: program.to_owned() }
+        Self {
+            program: program.to_owned(),
+            args: Vec::new(),
+            envs: Vec::new(),
+            input: Vec::new(),
+            deadline: PATIENCE,
+            line: program.to_owned(),
+        }
     }
 
     /// `crictl`, with patience for slow hosts.
@@ -53,7 +61,7 @@ impl Run {
     pub fn arg(mut self, arg: impl AsRef<OsStr>) -> Self {
         self.line.push(' ');
         self.line.push_str(&arg.as_ref().to_string_lossy());
-        self.command.arg(arg);
+        self.args.push(arg.as_ref().to_owned());
         self
     }
 
@@ -64,7 +72,7 @@ impl Run {
 
     /// Sets an environment variable.
     pub fn env(mut self, name: &str, value: &str) -> Self {
-        self.command.env(name, value);
+        self.envs.push((name.to_owned(), value.to_owned()));
         self
     }
 
@@ -82,13 +90,27 @@ impl Run {
 
     /// Runs it. Panics when it cannot be started or misses its deadline.
     #[track_caller]
-    pub fn run(mut self) -> Finished {
+    pub fn run(self) -> Finished {
+        loop {
+            let done = self.run_once();
+            // crictl gives up when a busy containerd does not greet it in time; then nothing has happened yet.
+            if done.code == 0
+                || !done.stderr.contains("validate service connection")
+                || done.took > self.deadline
+            {
+                return done;
+            }
+        }
+    }
+
+    #[track_caller]
+    fn run_once(&self) -> Finished {
         let started = Instant::now();
-        self.command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child =
-            self.command.spawn().unwrap_or_else(|error| panic!("cannot run {}: {error}", self.line));
+        let mut command = self.command();
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap_or_else(|error| panic!("cannot run {}: {error}", self.line));
         let mut stdin = child.stdin.take().expect("stdin is a pipe");
-        let input = self.input;
+        let input = self.input.clone();
         // Ends by itself: the pipe breaks when the program goes away.
         thread::spawn(move || stdin.write_all(&input));
         let stdout = drain(child.stdout.take().expect("stdout is a pipe"));
@@ -100,7 +122,7 @@ impl Run {
             panic!("{} did not end within {} s", self.line, self.deadline.as_secs());
         };
         Finished {
-            line: self.line,
+            line: self.line.clone(),
             code,
             stdout: stdout.join().expect("the reader does not panic"),
             stderr: String::from_utf8_lossy(&stderr.join().expect("the reader does not panic")).into_owned(),
@@ -124,9 +146,16 @@ impl Run {
         serde_json::from_str(&text).unwrap_or_else(|error| panic!("{line}: {error} in {text}"))
     }
 
-    /// Hands over the plain command, for a [`crate::Session`].
-    pub(crate) fn into_command(self) -> (Command, String) {
-        (self.command, self.line)
+    /// The plain command.
+    pub(crate) fn command(&self) -> Command {
+        let mut command = Command::new(&self.program);
+        command.args(&self.args).envs(self.envs.iter().map(|(name, value)| (name, value)));
+        command
+    }
+
+    /// The command line, for messages.
+    pub(crate) fn line(&self) -> &str {
+        &self.line
     }
 }
 

@@ -252,19 +252,19 @@ impl Container<'_> {
     /// A command in it that one talks to (CRI's streaming `Exec`), through pipes.
     #[track_caller]
     pub fn exec_session(&self, command: &[&str]) -> Session {
-        Session::pipes(Run::crictl().args(["exec", "-i", &self.id]).args(command))
+        Session::pipes(&Run::crictl().args(["exec", "-i", &self.id]).args(command))
     }
 
     /// A command in it on a terminal.
     #[track_caller]
     pub fn exec_terminal(&self, command: &[&str], rows: u16, columns: u16) -> Session {
-        Session::terminal(Run::crictl().args(["exec", "-it", &self.id]).args(command), rows, columns)
+        Session::terminal(&Run::crictl().args(["exec", "-it", &self.id]).args(command), rows, columns)
     }
 
     /// Attaches to its first process through pipes.
     #[track_caller]
     pub fn attach(&self) -> Session {
-        Session::pipes(Run::crictl().args(["attach", "-i", &self.id]))
+        Session::pipes(&Run::crictl().args(["attach", "-i", &self.id]))
     }
 }
 

@@ -24,8 +24,8 @@ pub struct Session {
 impl Session {
     /// Starts the program with pipes; stdout and stderr are heard together.
     #[track_caller]
-    pub fn pipes(run: Run) -> Self {
-        let (mut command, line) = run.into_command();
+    pub fn pipes(run: &Run) -> Self {
+        let (mut command, line) = (run.command(), run.line().to_owned());
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap_or_else(|error| panic!("cannot run {line}: {error}"));
         let heard = Arc::new(Mutex::new(Vec::new()));
@@ -37,8 +37,8 @@ impl Session {
 
     /// Starts the program on a terminal of its own with this size.
     #[track_caller]
-    pub fn terminal(run: Run, rows: u16, columns: u16) -> Self {
-        let (mut command, line) = run.into_command();
+    pub fn terminal(run: &Run, rows: u16, columns: u16) -> Self {
+        let (mut command, line) = (run.command(), run.line().to_owned());
         let (master, slave) = open_terminal();
         set_size(&master, rows, columns);
         let clone = || Stdio::from(slave.try_clone().expect("a descriptor can be duplicated"));
