@@ -105,8 +105,10 @@ impl GuestExecutor {
 fn reset_signals() {
     // SAFETY: default actions and an empty mask install no handlers; `none` is filled before it is read.
     unsafe {
-        libc::signal(libc::SIGPIPE, libc::SIG_DFL);
-        libc::signal(libc::SIGCHLD, libc::SIG_DFL);
+        for signal in 1..=64 {
+            // Fails, harmlessly, for the two that cannot be changed.
+            libc::signal(signal, libc::SIG_DFL);
+        }
         let mut none: libc::sigset_t = std::mem::zeroed();
         libc::sigemptyset(&raw mut none);
         libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
