@@ -108,11 +108,14 @@ pub fn recv<T: DeserializeOwned>(socket: impl AsFd) -> Result<Option<Packet<T>>,
     let mut bytes = vec![0; MAX_PACKET_BYTES + 1];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_PACKET_FDS))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
+    let mut was_reset = false;
     let received = loop {
         let mut buffers = [IoSliceMut::new(&mut bytes)];
         match rustix::net::recvmsg(&socket, &mut buffers, &mut control, RecvFlags::CMSG_CLOEXEC) {
             Ok(received) => break received,
             Err(rustix::io::Errno::INTR) => {}
+            // A peer that closed without reading everything is reported once, ahead of its last words.
+            Err(rustix::io::Errno::CONNRESET) if !was_reset => was_reset = true,
             Err(errno) => return Err(TransportError::Socket(errno.into())),
         }
     };
@@ -166,6 +169,16 @@ mod tests {
         let (left, right) = pair().unwrap();
         drop(left);
         assert!(recv::<Request>(&right).unwrap().is_none());
+    }
+
+    #[test]
+    fn the_last_words_of_a_peer_that_did_not_listen_arrive() {
+        let (left, right) = pair().unwrap();
+        send(&left, &request(1), &[]).unwrap();
+        send(&right, &request(2), &[]).unwrap();
+        drop(right);
+        assert_eq!(recv::<Request>(&left).unwrap().unwrap().message.id, 2);
+        assert!(recv::<Request>(&left).unwrap().is_none());
     }
 
     #[test]

@@ -370,7 +370,11 @@ fn step(vcpu: &mut VcpuFd, shared: &Shared) -> Step {
             Step::End(VcpuEvent::Failed(text))
         }
         Ok(VcpuExit::InternalError) => {
-            Step::End(VcpuEvent::Failed("KVM cannot emulate what the guest does".into()))
+            // SAFETY: every member of the union is plain data; for this exit KVM fills `internal`.
+            let kind = unsafe { vcpu.get_kvm_run().__bindgen_anon_1.internal.suberror };
+            let rip = vcpu.get_regs().map_or(0, |regs| regs.rip);
+            let text = format!("KVM cannot emulate what the guest does at {rip:#x} (internal error {kind})");
+            Step::End(VcpuEvent::Failed(text))
         }
         Ok(exit) => {
             let text = format!("KVM left the guest for an unknown reason: {exit:?}");
