@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use super::RootfsError;
@@ -16,6 +16,10 @@ pub(super) const PAGE: u64 = 4096;
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// Longest message of a program that is passed on, in characters.
 const MAX_MESSAGE: usize = 512;
+/// Longest file name, in bytes, that Linux knows.
+const LONGEST_NAME: usize = 255;
+/// How deep a directory is searched for one.
+const MAX_DEPTH: usize = 64;
 /// Free bytes below which a failure is put down to the full disk.
 const FULL: u64 = 1 << 20;
 
@@ -27,7 +31,15 @@ pub(super) fn erofs(directory: &Path, image: &Path, uuid: &str, lock: &Lock) -> 
     create(image)?;
     let mut command = Command::new("mkfs.erofs");
     command.args(["--quiet", "--preserve-mtime", "-U", uuid]).arg(image).arg(directory);
-    run(command, "mkfs.erofs", "erofs-utils", directory, image, lock)?;
+    run(command, "mkfs.erofs", "erofs-utils", directory, image, lock).map_err(|error| match error {
+        RootfsError::Tool { .. } => find_longest_name(directory, 0).map_or(error, |path| {
+            RootfsError::NotSupported(format!(
+                "a file name of {LONGEST_NAME} bytes, which this node's mkfs.erofs cannot take: {}",
+                path.display()
+            ))
+        }),
+        other => other,
+    })?;
     let failed = |source| RootfsError::file("finish the layer image", image)(source);
     let file = OpenOptions::new().write(true).open(image).map_err(failed)?;
     let length = file.metadata().map_err(failed)?.len();
@@ -47,6 +59,19 @@ pub(super) fn ext4(image: &Path, bytes: u64, lock: &Lock) -> Result<(), RootfsEr
         .args(["-E", "num_backup_sb=0,root_owner=0:0,lazy_itable_init=1"])
         .arg(image);
     run(command, "mkfs.ext4", "e2fsprogs", image, image, lock)
+}
+
+/// A file whose name is as long as a name can be: mkfs.erofs 1.5 cuts such names and then misses the file.
+fn find_longest_name(directory: &Path, depth: usize) -> Option<PathBuf> {
+    if depth > MAX_DEPTH {
+        return None;
+    }
+    let entries: Vec<_> = fs::read_dir(directory).ok()?.flatten().collect();
+    let long = entries.iter().find(|entry| entry.file_name().len() >= LONGEST_NAME).map(fs::DirEntry::path);
+    long.or_else(|| {
+        let directories = entries.iter().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+        directories.map(fs::DirEntry::path).find_map(|path| find_longest_name(&path, depth + 1))
+    })
 }
 
 /// Makes an empty file that only root can read, in place of one that an interrupted build left.

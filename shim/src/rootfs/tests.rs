@@ -228,6 +228,25 @@ async fn what_an_interrupted_build_left_is_not_taken_for_whole() {
 }
 
 #[tokio::test]
+async fn a_name_that_the_tool_cannot_take_is_told() {
+    if !tools() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (source, layers) = (dir.path().join("s"), dir.path().join("layers"));
+    fs::create_dir_all(source.join("deep")).unwrap();
+    fs::write(source.join("deep").join("n".repeat(255)), "x").unwrap();
+    let store = LayerStore::new(&layers);
+    // Newer versions of the tool can.
+    if let Err(error) = store.prepare(&[mount("bind", source.to_str().unwrap(), &["ro"])]).await {
+        assert!(error.to_string().contains("not supported yet: a file name of 255 bytes"), "{error}");
+    }
+    assert!(
+        !fs::read_dir(&layers).unwrap().flatten().any(|e| e.path().extension().is_some_and(|x| x == "tmp"))
+    );
+}
+
+#[tokio::test]
 async fn a_missing_directory_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let store = LayerStore::new(dir.path());
