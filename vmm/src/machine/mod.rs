@@ -186,8 +186,10 @@ enum Loop {
     Main,
     /// That of the network, which is busiest.
     Net,
-    /// That of the disks, which may block.
-    Disk,
+    /// That of the disk that programs are read from, which must not wait for the others.
+    Layers,
+    /// That of the disks that are written and flushed, which takes its time.
+    Disks,
 }
 
 impl Machine {
@@ -221,9 +223,9 @@ impl Machine {
         let answer = Box::new(move |connected| answers.send(Notice::Connected(connected)));
         // The order is part of the machine: it decides on names, addresses and interrupt lines in the guest.
         let devices: [(Loop, Box<dyn Device>); DEVICE_IRQS.len()] = [
-            (Loop::Disk, Box::new(Block::new("layers", Box::new(layers.clone())))),
-            (Loop::Disk, Box::new(Block::new("scratch", Box::new(scratch)))),
-            (Loop::Disk, Box::new(Block::new("volumes", Box::new(volumes.clone())))),
+            (Loop::Layers, Box::new(Block::new("layers", Box::new(layers.clone())))),
+            (Loop::Disks, Box::new(Block::new("scratch", Box::new(scratch)))),
+            (Loop::Disks, Box::new(Block::new("volumes", Box::new(volumes.clone())))),
             (
                 Loop::Net,
                 Box::new(Net::new(resources.taps, config.mac, config.mtu).map_err(MachineError::Net)?),
@@ -435,7 +437,8 @@ fn make_console(vm: &VmFd, pipe: File) -> Result<Console, MachineError> {
 
 /// Adds each device to its event loop and starts the loops that are not the owner's.
 fn attach(slots: &[Arc<Slot>], loops: &[Loop], main: &Poller) -> Result<(), MachineError> {
-    for (which, name) in [(Loop::Main, "vmm"), (Loop::Net, "net"), (Loop::Disk, "disk")] {
+    let all = [(Loop::Main, "vmm"), (Loop::Net, "net"), (Loop::Layers, "layers"), (Loop::Disks, "disks")];
+    for (which, name) in all {
         let worker =
             if which == Loop::Main { None } else { Some(Poller::new().map_err(MachineError::Thread)?) };
         let poller = worker.as_ref().unwrap_or(main);

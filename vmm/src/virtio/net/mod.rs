@@ -216,7 +216,9 @@ impl Device for Net {
             tap.set_offloads(offloads);
         }
         let mergeable = features & F_MRG_RXBUF != 0;
-        let least = if offloads & !tap::OFFLOAD_CSUM == 0 { 2048 } else { MAX_FRAME_BYTES };
+        let [.., t0, t1] = self.config;
+        let plain = HEADER_BYTES + 18 + usize::from(u16::from_le_bytes([t0, t1]));
+        let least = if offloads & !tap::OFFLOAD_CSUM == 0 { plain } else { MAX_FRAME_BYTES };
         let mut receivers = Vec::new();
         let mut transmitters = Vec::new();
         let mut queues = queues.into_iter();

@@ -251,13 +251,14 @@ impl Vsock {
 
     /// Puts a stream into line if it has something for the guest, and forgets it if it is finished.
     fn queue_stream(&mut self, port: u32) {
-        let Some(stream) = self.streams.get(&port) else { return };
+        let Some(stream) = self.streams.get_mut(&port) else { return };
         if stream.is_finished() {
             if let Some(registrar) = &self.registrar {
-                registrar.remove(stream);
+                registrar.remove(&*stream);
             }
             self.streams.remove(&port);
-        } else if stream.has_packet() && !self.waiting.contains(&port) {
+        } else if stream.has_packet() && !stream.in_line {
+            stream.in_line = true;
             self.waiting.push_back(port);
         }
     }
@@ -437,10 +438,9 @@ impl Vsock {
         }
         self.chain.writable.slice_into(HEADER_BYTES, usize::MAX, &mut self.data);
         while let Some(port) = self.waiting.pop_front() {
-            let packet = self
-                .streams
-                .get_mut(&port)
-                .and_then(|stream| stream.next_packet(&self.data, &mut self.scratch));
+            let Some(stream) = self.streams.get_mut(&port) else { continue };
+            stream.in_line = false;
+            let packet = stream.next_packet(&self.data, &mut self.scratch);
             // Back to the end of the line, so that streams take turns.
             self.queue_stream(port);
             if packet.is_some() {
@@ -504,6 +504,7 @@ impl Device for Vsock {
         self.waiting.clear();
         // Open streams die with the driver that had them; attempts start over with the next.
         self.streams.retain(|_, stream| stream.state() == State::Connecting);
+        self.streams.values_mut().for_each(|stream| stream.in_line = false);
         let ports: Vec<u32> = self.streams.keys().copied().collect();
         ports.into_iter().for_each(|port| self.request(port));
     }

@@ -59,6 +59,8 @@ pub struct Stream {
     wants_request: bool,
     wants_credit: bool,
     wants_reset: bool,
+    /// Whether the device has it in line for the guest's next buffers.
+    pub in_line: bool,
 }
 
 impl Stream {
@@ -87,6 +89,7 @@ impl Stream {
             wants_request: false,
             wants_credit: false,
             wants_reset: false,
+            in_line: false,
         }
     }
 
