@@ -54,7 +54,7 @@ fn a_container_stays_within_its_processor_limit_and_can_be_given_another() {
 #[test]
 fn a_pod_that_forks_and_allocates_wildly_harms_only_itself() {
     let Some(host) = Host::shared_with_ravelin() else { return };
-    let pod = host.pod().start();
+    let pod = host.pod().without_size().start();
     let bystander = pod.container().idle().start();
     // No limit of its own: the machine's memory is the limit, and the agent must survive what happens at it.
     let hungry = pod.sh("for i in $(seq 1 200); do sleep 1000 & done; exec tail /dev/zero");
@@ -68,7 +68,7 @@ fn pods_see_the_size_that_the_table_says() {
     let Some(host) = Host::shared_with_ravelin() else { return };
     // Nothing said: 0.25 vCPU and 0.5 GB.
     {
-        let pod = host.pod().start();
+        let pod = host.pod().without_size().start();
         assert_size(&pod, 1, 512);
         assert_eq!(processor_limit(&pod), Some("25000 100000".to_owned()));
     }
