@@ -49,7 +49,7 @@ def odd_layers(base):
             layer.file("odd/capable", (work / "effective-uid").read_bytes(), 0o755, xattrs={"security.capability": capability})
             layer.char_device("odd/null", 1, 3).file("odd/setuid", (work / "effective-uid").read_bytes(), 0o4755)
             layer.file("odd/owned", "mine\n", 0o640, uid=1000, gid=50000).dir("odd/sticky", 0o1777).symlink("odd/dangling", "/nowhere")
-            layer.file("odd/" + "n" * 255, "a long name\n").file("odd/ünïcode \t name", "unicode\n")
+            layer.file("odd/" + "n" * 254, "a long name\n").file("odd/ünïcode \t name", "unicode\n")
         if number == 10:
             layer.whiteout("layers/3").whiteout("gone")  # /layers/3 and /gone are no more
         if number == 12:

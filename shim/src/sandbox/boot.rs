@@ -11,7 +11,7 @@ use ravelin_vmm::control::MachineConfig;
 use super::plan::Plan;
 use super::{Pod, Resources};
 use crate::agent::{Agent, AgentError};
-use crate::cgroup::{CgroupError, PodCgroup};
+use crate::cgroup::{CgroupError, Limits, PodCgroup};
 use crate::config::Config;
 use crate::error::bounded;
 use crate::machine::{self, BootFds, Machine, MachineError, SpawnConfig};
@@ -103,8 +103,9 @@ pub(super) async fn machine(
     save(state)?;
 
     let cgroup = async {
-        let cgroup =
-            PodCgroup::create(&plan.cgroups_path, &plan.limits(config)).map_err(BootError::Cgroup)?;
+        // The pod's share of a CPU is not there to slow its machine's boot: the quota follows when the guest is up.
+        let limits = Limits { cpu_quota_us: None, ..plan.limits(config) };
+        let cgroup = PodCgroup::create(&plan.cgroups_path, &limits).map_err(BootError::Cgroup)?;
         let added = cgroup.add(machine.pid()).map_err(BootError::Cgroup);
         Ok::<_, BootError>((cgroup, added))
     };
@@ -178,6 +179,9 @@ pub(super) async fn agent(
     if setup.protocol_version != PROTOCOL_VERSION {
         return Err(BootError::Version { theirs: setup.protocol_version });
     }
+    PodCgroup::open(&plan.cgroups_path)
+        .and_then(|cgroup| cgroup.set(&plan.limits(config)))
+        .map_err(BootError::Cgroup)?;
     tracing::info!(
         sandbox = plan.sandbox_id,
         vcpus = plan.size.vcpus,

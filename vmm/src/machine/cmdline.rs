@@ -8,7 +8,7 @@ use super::layout::MMIO_WINDOW;
 /// fresh machine. The jitter entropy source alone would take a third of the boot to test itself; the processor and the
 /// entropy device feed the kernel's generator.
 const BASE: &str = "panic=-1 reboot=k random.trust_cpu=on cryptomgr.notests no_timer_check \
-                    rcupdate.rcu_expedited=1 initcall_blacklist=jent_mod_init";
+                    rcupdate.rcu_expedited=1 dummy.numdummies=0 initcall_blacklist=jent_mod_init";
 /// Without the debug console nothing is printed and the serial port is not probed for.
 const SILENT: &str = "quiet loglevel=0 8250.nr_uarts=0";
 /// With it, from the first moment on.
