@@ -217,7 +217,8 @@ impl Machine {
         let until = Instant::now() + patience;
         let (mut pause, longest) = CONNECT_PAUSE;
         loop {
-            let left = until.saturating_duration_since(Instant::now()).min(REQUEST_DEADLINE);
+            // The machine itself holds a connection until the guest listens.
+            let left = until.saturating_duration_since(Instant::now());
             let error = match self.connect_within(port, left).await {
                 Ok(stream) => return Ok(stream),
                 Err(error) => error,
