@@ -51,7 +51,9 @@ pub enum Command {
     },
     /// Opens a vsock connection to `port` of the guest. Descriptor: one end of a connected `SOCK_STREAM` socket
     /// pair, which becomes the host side of that connection. Answered when the guest has accepted or refused;
-    /// an error if it refuses or stays silent.
+    /// an error if it refuses or stays silent. Until the guest's agent has written [`GuestMark::Ready`], a refusal
+    /// is not final: the connection is asked for again, for up to two minutes, so that one request sent right after
+    /// [`Command::Boot`] is answered as soon as the agent listens.
     Connect {
         /// Guest port.
         port: u32,
