@@ -206,7 +206,8 @@ impl Service for AgentService {
 fn kill(agent: &Agent, request: &api::KillRequest) -> Result<()> {
     let container = agent.container(&request.container_id)?;
     let signal = process::signal(request.signal)?;
-    if !request.all {
+    // "All" is a container's: containerd says it even when it takes down an exec that failed to start.
+    if !request.all || !request.exec_id.is_empty() {
         return container.process(&request.exec_id)?.signal(signal);
     }
     kill_all(&container, signal)

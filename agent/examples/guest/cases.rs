@@ -325,6 +325,8 @@ async fn exec_cases(client: Client) {
     println!("        {}", refused.message());
     assert!(refused.message().contains("exec: \"nope\": executable file not found in $PATH"), "{refused}");
     assert_eq!(container.wait("e2").await.exit_status, 255);
+    // As containerd does after a failed start: the container is not meant.
+    assert_eq!(container.kill("e2", 9, true).await.unwrap_err().code(), Code::NotFound);
     container.client.delete(container.name("e2")).await.unwrap();
     let mut streams = container.exec_with("e3", process(&["cat"]), false).await.unwrap();
     streams.stdin.write_all(b"abc").await.unwrap();

@@ -109,7 +109,11 @@ impl Container {
     /// [`AgentError::WrongState`] unless it is created and not started.
     pub fn start(&self) -> Result<()> {
         self.init.advance(&[Phase::Created], Phase::Starting)?;
-        create::start(&self.id)?;
+        if let Err(error) = create::start(&self.id) {
+            // Unless it ended meanwhile, it is as it was.
+            let _ = self.init.advance(&[Phase::Starting], Phase::Created);
+            return Err(error);
+        }
         // It may have ended already.
         let _ = self.init.advance(&[Phase::Starting], Phase::Running);
         Ok(())

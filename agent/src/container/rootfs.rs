@@ -65,12 +65,21 @@ fn overlay(lower: &[PathBuf], upper: &Path, work: &Path, target: &Path) -> io::R
 /// Unmounts what [`mount`] mounted and gives the scratch space back, the latter in the background.
 pub fn unmount_and_clear(id: &str) {
     let directory = paths::container(id);
+    let mut clean = true;
     for mounted in mounts_below(&directory) {
-        if let Err(error) = unmount(&mounted, UnmountFlags::DETACH) {
-            crate::log!("cannot unmount {}: {error}", mounted.display());
+        match unmount(&mounted, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
+            // Not mounted: creating the container failed before that.
+            Ok(()) | Err(rustix::io::Errno::INVAL) => {}
+            Err(error) => {
+                clean = false;
+                crate::log!("cannot unmount {}: {error}", mounted.display());
+            }
         }
     }
-    let _ = fs::remove_dir_all(&directory);
+    if clean {
+        // Never through a mount that is still there, into a volume.
+        let _ = fs::remove_dir_all(&directory);
+    }
     let scratch = paths::container_scratch(id);
     // Renamed at once, so that the id is free; removed when there is time.
     let trash = Path::new(paths::SCRATCH).join("trash").join(format!("{id}-{}", unique()));
