@@ -6,6 +6,7 @@ pub mod console;
 pub mod cpuid;
 pub mod exits;
 pub mod kernel;
+mod kvm;
 pub mod layout;
 pub mod memory;
 pub mod mptable;
@@ -13,15 +14,12 @@ pub mod vcpu;
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{IntoRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
-use kvm_bindings::{
-    KVM_CAP_PMU_CAPABILITY, KVM_MAX_CPUID_ENTRIES, kvm_enable_cap, kvm_userspace_memory_region,
-};
-use kvm_ioctls::{Cap, IoEventAddress, Kvm, VcpuFd, VmFd};
-use vm_memory::{Address, GuestMemoryBackend, GuestMemoryError, GuestMemoryRegion};
+use kvm_ioctls::{IoEventAddress, VcpuFd, VmFd};
+use vm_memory::GuestMemoryError;
 
 use crate::control::{ExtentDisk, MachineConfig};
 use crate::event::{Mailbox, Poller, Wake};
@@ -37,8 +35,7 @@ use crate::virtio::transport::QUEUE_NOTIFY;
 use crate::virtio::vsock::{self, Connected, Vsock};
 use bus::Bus;
 use console::Console;
-use layout::{DEVICE_IRQS, KVM_IDENTITY_MAP, KVM_TSS, MMIO_START, MMIO_WINDOW, SERIAL_IRQ};
-use memory::GuestMemory;
+use layout::{DEVICE_IRQS, MMIO_START, MMIO_WINDOW, SERIAL_IRQ};
 use vcpu::{Shared, VcpuEvent, Vcpus};
 
 /// A machine that could not be built.
@@ -206,14 +203,14 @@ impl Machine {
     ) -> Result<Self, MachineError> {
         check(config)?;
         let mut resources = Resources::take(config, fds)?;
-        let kvm = open_kvm(resources.kvm)?;
+        let host = kvm::open_kvm(resources.kvm)?;
         let memory = memory::allocate(config.memory_mib).map_err(MachineError::Memory)?;
-        let vm = create_vm(&kvm)?;
+        let vm = kvm::create_vm(&host)?;
         // Before the interrupt controllers: once anything sits on KVM's I/O bus, the next memory slot waits for a grace
         // period of several milliseconds on recent hosts.
-        add_memory(&vm, &memory)?;
+        kvm::add_memory(&vm, &memory)?;
         vm.create_irq_chip().map_err(kvm_error("make the interrupt controllers"))?;
-        let vcpus = create_vcpus(&kvm, &vm, config.vcpus)?;
+        let vcpus = kvm::create_vcpus(&host, &vm, config.vcpus)?;
 
         let vsock = Mailbox::new().map_err(device_error("vsock"))?;
         let vsock_backlog = Arc::new(AtomicUsize::new(0));
@@ -337,81 +334,6 @@ fn kvm_error(step: &'static str) -> impl Fn(kvm_ioctls::Error) -> MachineError {
 
 fn device_error(device: &'static str) -> impl Fn(io::Error) -> MachineError {
     move |source| MachineError::Device { device, source }
-}
-
-fn open_kvm(fd: OwnedFd) -> Result<Kvm, MachineError> {
-    use std::os::fd::FromRawFd;
-    // SAFETY: the descriptor is owned and given up here. If it is not /dev/kvm, the first ioctl fails.
-    let kvm = unsafe { Kvm::from_raw_fd(fd.into_raw_fd()) };
-    if kvm.get_api_version() != 12 {
-        return Err(MachineError::Missing("the stable KVM API; is the descriptor /dev/kvm?"));
-    }
-    let needed = [
-        (Cap::UserMemory, "user memory slots"),
-        (Cap::Irqchip, "in-kernel interrupt controllers"),
-        (Cap::Ioeventfd, "ioeventfd"),
-        (Cap::Irqfd, "irqfd"),
-        (Cap::ImmediateExit, "immediate exit"),
-        (Cap::ExtCpuid, "CPUID control"),
-        (Cap::SetTssAddr, "a TSS address"),
-    ];
-    for (capability, name) in needed {
-        if !kvm.check_extension(capability) {
-            return Err(MachineError::Missing(name));
-        }
-    }
-    Ok(kvm)
-}
-
-/// Makes the virtual machine. KVM may report an interruption although there was no signal; then it is worth trying again.
-fn create_vm(kvm: &Kvm) -> Result<VmFd, MachineError> {
-    const TRIES: u32 = 8;
-    let mut tries = 0;
-    let vm = loop {
-        match kvm.create_vm() {
-            Err(error) if error.errno() == libc::EINTR && tries < TRIES => tries += 1,
-            result => break result.map_err(kvm_error("make a virtual machine"))?,
-        }
-    };
-    vm.set_identity_map_address(KVM_IDENTITY_MAP).map_err(kvm_error("place the identity map"))?;
-    vm.set_tss_address(KVM_TSS).map_err(kvm_error("place the TSS"))?;
-    // The guest gets no performance counters (see `cpuid`); hosts that can then keep none for it.
-    let mut no_counters = kvm_enable_cap { cap: KVM_CAP_PMU_CAPABILITY, ..Default::default() };
-    if let Some(argument) = no_counters.args.first_mut() {
-        *argument = u64::from(kvm_bindings::KVM_PMU_CAP_DISABLE);
-    }
-    let _ = vm.enable_cap(&no_counters);
-    Ok(vm)
-}
-
-fn add_memory(vm: &VmFd, memory: &GuestMemory) -> Result<(), MachineError> {
-    for (slot, region) in (0u32..).zip(memory.iter()) {
-        let start = region.start_addr();
-        let host = memory.get_host_address(start).map_err(MachineError::Region)?;
-        let slot = kvm_userspace_memory_region {
-            slot,
-            flags: 0,
-            guest_phys_addr: start.raw_value(),
-            memory_size: region.len(),
-            userspace_addr: host as u64,
-        };
-        // SAFETY: the region is mapped for the life of the process and overlaps no other slot.
-        unsafe { vm.set_user_memory_region(slot) }.map_err(kvm_error("add guest memory"))?;
-    }
-    Ok(())
-}
-
-fn create_vcpus(kvm: &Kvm, vm: &VmFd, count: u8) -> Result<Vec<VcpuFd>, MachineError> {
-    if kvm.get_max_vcpus() < usize::from(count) {
-        return Err(MachineError::Missing("room for that many virtual CPUs"));
-    }
-    let supported = kvm
-        .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
-        .map_err(kvm_error("tell the processor features that it supports"))?;
-    let tsc_deadline = kvm.check_extension(Cap::TscDeadlineTimer);
-    (0..count)
-        .map(|id| vcpu::create(vm, id, count, &supported, tsc_deadline).map_err(MachineError::Vcpu))
-        .collect()
 }
 
 /// Ties a device's interrupt and its queues' notifications to the machine.

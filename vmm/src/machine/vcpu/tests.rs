@@ -30,13 +30,13 @@ fn start(code: &[u8]) -> Option<Bench> {
         Ok(kvm) => kvm,
         Err(error) => return skip("cannot open /dev/kvm", &error),
     };
-    let vm = match crate::machine::create_vm(&kvm) {
+    let vm = match crate::machine::kvm::create_vm(&kvm) {
         Ok(vm) => vm,
         Err(error) => return skip("cannot make a virtual machine", &error),
     };
     let memory = memory::allocate(64).unwrap();
     memory.write_slice(code, GuestAddress(CODE)).unwrap();
-    crate::machine::add_memory(&vm, &memory).unwrap();
+    crate::machine::kvm::add_memory(&vm, &memory).unwrap();
     if let Err(error) = vm.create_irq_chip() {
         return skip("no interrupt controllers", &error);
     }
