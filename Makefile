@@ -12,6 +12,7 @@ SHELL := /bin/bash
 .PHONY: deps kernel build initramfs host images dist e2e-binary test-unit test-e2e test lint shell demo bench clean
 
 CONTAINERD ?= 2.3
+TESTS ?= proven
 TESTARGS ?=
 CARGO ?= cargo
 HOST := tests/host/run
@@ -54,7 +55,7 @@ test-unit: deps
 	$(CARGO) test --workspace
 
 test-e2e: e2e-binary host
-	@tests/host/e2e $(TESTARGS)
+	@TESTS="$(TESTS)" tests/host/e2e $(TESTARGS)
 
 test: deps
 	@tests/host/test-all
