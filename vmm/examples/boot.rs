@@ -6,12 +6,17 @@
 //! boot --kernel vmlinux --initramfs initramfs.cpio --console [--vcpus 2] [--memory 512] [--tap-queues 2]
 //!      [--layer image.erofs]... [--scratch disk.img] [--connect PORT] [--append "more=arguments"] [--seconds 30]
 //!      [--vmm path/to/ravelin-vmm] [--ready] [--metrics-after MS [--pause]]
+//!      [--echoes N [--port PORT]]
 //! ```
 //!
 //! It makes a tap (`--tap NAME` names it, default `boot0`), starts `ravelin-vmm`, shows the guest's console on standard
-//! output and, at the end, how the machine ended and its metrics on standard error. Layers are mapped one after the
-//! other into /dev/vda, 1 GiB apart. With `--connect`, standard input and output are tied to that vsock port of the
-//! guest. `--ready` waits for the agent's ready mark and shows the metrics. Without `--scratch`, the scratch disk is an empty sparse file of 1 GiB.
+//! output and, at the end, how the machine ended on standard error.
+//!
+//! * `--layer`: an image mapped into /dev/vda, 1 GiB behind the one before.
+//! * `--scratch`: the disk behind /dev/vdb; without it an empty one of 1 GiB.
+//! * `--connect`: ties standard input and output to that vsock port of the guest, then shows the metrics and stops.
+//! * `--echoes`: opens N connections at once to a port that sends everything back, and checks that it does.
+//! * `--ready`: waits for the agent's ready mark and shows the metrics.
 
 use std::error::Error;
 use std::fs::{File, OpenOptions};
@@ -50,6 +55,8 @@ struct Options {
     metrics_after: Option<u64>,
     pause: bool,
     ready: bool,
+    echoes: usize,
+    connect_port: u32,
 }
 
 impl Options {
@@ -73,6 +80,8 @@ impl Options {
             metrics_after: None,
             pause: false,
             ready: false,
+            echoes: 0,
+            connect_port: 1024,
         };
         let mut arguments = std::env::args().skip(1);
         while let Some(argument) = arguments.next() {
@@ -93,6 +102,8 @@ impl Options {
                 "--seconds" => options.seconds = value()?.parse()?,
                 "--metrics-after" => options.metrics_after = Some(value()?.parse()?),
                 "--ready" => options.ready = true,
+                "--echoes" => options.echoes = value()?.parse()?,
+                "--port" => options.connect_port = value()?.parse()?,
                 "--pause" => options.pause = true,
                 other => return Err(format!("Unknown argument {other}; see the top of boot.rs").into()),
             }
@@ -194,6 +205,12 @@ fn drive(mut shim: Shim, options: &Options) -> Result<()> {
         eprintln!("connected to port {port} after {:?}", started.elapsed());
         relay(ours)?;
         eprintln!("the guest ended the connection after {:?}", started.elapsed());
+        metrics(&mut shim)?;
+        shim.answer(Command::Stop, &[])?;
+    }
+    if options.echoes > 0 {
+        echoes(&mut shim, options)?;
+        eprintln!("{} echoes after {:?}", options.echoes, started.elapsed());
         metrics(&mut shim)?;
         shim.answer(Command::Stop, &[])?;
     }
@@ -310,6 +327,48 @@ fn open_tap(name: &str, multi_queue: bool) -> Result<File> {
         return Err(format!("Cannot make tap {name}: {}", std::io::Error::last_os_error()).into());
     }
     Ok(tap)
+}
+
+/// Opens many connections at once to a guest that sends back what it gets, and checks what comes back.
+fn echoes(shim: &mut Shim, options: &Options) -> Result<()> {
+    let port = options.connect_port;
+    let mut waiting = std::collections::HashMap::new();
+    for _ in 0..options.echoes {
+        let (ours, theirs) = UnixStream::pair()?;
+        waiting.insert(shim.request(Command::Connect { port }, &[&theirs])?, ours);
+    }
+    let mut threads = Vec::new();
+    while !waiting.is_empty() {
+        match shim.message()? {
+            Some(Message::Reply { id, result }) => {
+                result?;
+                if let Some(stream) = waiting.remove(&id) {
+                    threads.push(std::thread::spawn(move || echo(stream, id)));
+                }
+            }
+            other => return Err(format!("Instead of a connection: {other:?}").into()),
+        }
+    }
+    for thread in threads {
+        thread.join().map_err(|_| "An echo thread died")??;
+    }
+    Ok(())
+}
+
+fn echo(stream: UnixStream, seed: u64) -> std::io::Result<()> {
+    let sent: Vec<u8> = (0..300_000u64).map(|at| (at.wrapping_mul(seed) >> 3) as u8).collect();
+    let mut to_guest = stream.try_clone()?;
+    let writer = std::thread::spawn({
+        let sent = sent.clone();
+        move || {
+            to_guest.write_all(&sent)?;
+            to_guest.shutdown(std::net::Shutdown::Write)
+        }
+    });
+    let mut received = Vec::new();
+    { stream }.read_to_end(&mut received)?;
+    let _ = writer.join();
+    if received == sent { Ok(()) } else { Err(std::io::Error::other("An echo differs from what was sent")) }
 }
 
 /// Ties standard input and output to a connection until the guest ends it.
