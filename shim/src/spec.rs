@@ -6,7 +6,6 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{LinuxNamespaceType, Mount, Root, Spec};
-use ravelin_proto::agent::NamespaceMode;
 
 /// Largest `config.json`, in bytes.
 const MAX_BYTES: u64 = 4 << 20;
@@ -115,17 +114,13 @@ pub fn sysctls(spec: &Spec) -> HashMap<String, String> {
     spec.linux().as_ref().and_then(|linux| linux.sysctl().clone()).unwrap_or_default()
 }
 
-/// Which PID namespace a container is to have. A path is that of the pod's (every process of a pod has the same pid on
-/// the host, so the path does not tell one container from another).
+/// Whether a container has a PID namespace of its own. If not, it joins the pod's or another container's; none at all is
+/// the host's, which policy lets pass only as the pod's.
 #[must_use]
-pub fn pid_namespace(spec: &Spec) -> NamespaceMode {
+pub fn has_own_pids(spec: &Spec) -> bool {
     let namespaces = spec.linux().as_ref().and_then(|linux| linux.namespaces().as_ref());
     let pid = namespaces.and_then(|all| all.iter().find(|one| one.typ() == LinuxNamespaceType::Pid));
-    match pid {
-        Some(namespace) if namespace.path().is_none() => NamespaceMode::Container,
-        // None at all is the host's, which policy lets pass only as the pod's.
-        _ => NamespaceMode::Pod,
-    }
+    pid.is_some_and(|namespace| namespace.path().is_none())
 }
 
 /// The mounts that bind a path of the host.
@@ -206,7 +201,7 @@ mod tests {
         assert_eq!(kind(&spec).unwrap(), Kind::Container { sandbox_id: "abc".into() });
         assert_eq!(network_namespace(&spec), Some("/var/run/netns/cni-1".into()));
         assert_eq!(cgroups_path(&spec).as_deref(), Some("/k8s.io/abc"));
-        assert_eq!(pid_namespace(&spec), NamespaceMode::Container);
+        assert!(has_own_pids(&spec));
         assert_eq!(host_mounts(&spec).map(|(_, source)| source).collect::<Vec<_>>(), ["/h/hosts", "/h/x"]);
         spec.set_annotations(None);
         assert!(matches!(kind(&spec), Err(SpecError::NotCri)));

@@ -20,13 +20,13 @@ use tokio::sync::Notify;
 use crate::config::Config;
 use crate::error::TaskError;
 use crate::events::{Publisher, timestamp};
-use crate::process::Exit;
+use crate::process::{Exit, Phase};
 use crate::rootfs::RootfsMount;
 use crate::sandbox::{Sandbox, plan};
 use crate::spec::{self, Kind};
 use crate::state::{State, StateDir};
 use crate::stdio::Paths;
-use crate::task::{self, Container, Exec};
+use crate::task::{self, Container, Exec, OwnPids};
 
 /// What a shim serves: one sandbox and its containers.
 #[derive(Debug)]
@@ -211,7 +211,7 @@ impl Service {
             }
             tasks.containers.insert(id.clone(), Slot::Making);
         }
-        let made = task::create(request, pod, &self.config.policy).await;
+        let made = task::create(request, pod, &self.config.policy, &self.own_pids()).await;
         let mut tasks = self.tasks();
         match made {
             Ok(container) => {
@@ -225,6 +225,22 @@ impl Service {
                 Err(error)
             }
         }
+    }
+
+    fn own_pids(&self) -> OwnPids {
+        let tasks = self.tasks();
+        let own = tasks.containers.values().filter_map(|slot| match slot {
+            Slot::Ready(container) if container.has_own_pids() => Some(container),
+            _ => None,
+        });
+        let mut found = OwnPids::default();
+        for container in own {
+            found.any = true;
+            if container.life().phase() == Phase::Running {
+                found.running.push(container.id.clone());
+            }
+        }
+        found
     }
 
     async fn start(self: &Arc<Self>, id: &str, exec_id: &str) -> Result<u32, TaskError> {
@@ -275,7 +291,6 @@ impl Service {
     }
 
     async fn delete_sandbox(&self, sandbox: &Arc<Sandbox>) -> Result<Exit, TaskError> {
-        use crate::process::Phase;
         let exit = match sandbox.life().phase() {
             Phase::Stopped(exit) => exit,
             Phase::Created => {

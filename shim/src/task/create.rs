@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use oci_spec::runtime::Spec;
 use ravelin_policy::{ContainerView, PodIdentity, PolicyConfig, check_container, classify};
-use ravelin_proto::agent::CreateContainerRequest;
+use ravelin_proto::agent::{CreateContainerRequest, NamespaceMode};
 
 use super::{Container, Init};
 use crate::error::{TaskError, bounded};
@@ -28,6 +28,32 @@ pub struct Request {
     pub paths: Paths,
 }
 
+/// The pod's containers that have PID namespaces of their own.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct OwnPids {
+    /// Ids of those that run.
+    pub running: Vec<String>,
+    /// There are some, running or not.
+    pub any: bool,
+}
+
+/// Which PID namespace a container gets that does not have its own.
+///
+/// CRI names it by a pid on the host, which is the machine's for every process of the pod. But where some containers of
+/// a pod have PID namespaces of their own, the one that joins another is a debugging container, which joins theirs.
+fn joined(others: &OwnPids) -> Result<(NamespaceMode, String), TaskError> {
+    match (others.any, others.running.as_slice()) {
+        (false, _) => Ok((NamespaceMode::Pod, String::new())),
+        (true, [target]) => Ok((NamespaceMode::Target, target.clone())),
+        (true, []) => Err(TaskError::FailedPrecondition(
+            "the container whose processes are to be joined does not run".to_owned(),
+        )),
+        (true, _) => Err(TaskError::Failed(
+            "not supported yet: joining the processes of one container of a pod that has several".to_owned(),
+        )),
+    }
+}
+
 /// Judges a container by its spec.
 ///
 /// # Errors
@@ -46,12 +72,19 @@ pub fn judge(spec: &Spec, pod: &Pod, policy: &PolicyConfig) -> Result<(), TaskEr
 ///
 /// # Errors
 /// The policy's refusal, or what could not be had.
-pub async fn create(request: Request, pod: Arc<Pod>, policy: &PolicyConfig) -> Result<Container, TaskError> {
+pub async fn create(
+    request: Request,
+    pod: Arc<Pod>,
+    policy: &PolicyConfig,
+    others: &OwnPids,
+) -> Result<Container, TaskError> {
     let mut spec = spec::load(Path::new(&request.bundle)).map_err(TaskError::failed)?;
     judge(&spec, &pod, policy)?;
     let fifos = Fifos::open(&request.paths).map_err(TaskError::failed)?;
     let ids = fifos.ids(&pod.next_stream);
-    let pid_namespace = spec::pid_namespace(&spec);
+    let own_pids = spec::has_own_pids(&spec);
+    let (pid_namespace, pid_target) =
+        if own_pids { (NamespaceMode::Container, String::new()) } else { joined(others)? };
     spec::strip_host(&mut spec);
 
     let layers = async {
@@ -72,7 +105,7 @@ pub async fn create(request: Request, pod: Arc<Pod>, policy: &PolicyConfig) -> R
             mounts,
             stdio: Some(ids),
             pid_namespace: pid_namespace.into(),
-            pid_target: String::new(),
+            pid_target,
         };
         made.in_guest = true;
         pod.agent.call("create a container", pod.agent.client().create_container(message)).await?;
@@ -82,7 +115,7 @@ pub async fn create(request: Request, pod: Arc<Pod>, policy: &PolicyConfig) -> R
     match outcome {
         Ok(io) => {
             let layers = std::mem::take(&mut made.layers);
-            let init = Init { layers, terminal: ids.terminal };
+            let init = Init { layers, terminal: ids.terminal, own_pids };
             Ok(Container::new(request, Arc::clone(&pod), init, io))
         }
         Err(error) => {
@@ -113,5 +146,20 @@ impl Made<'_> {
         }
         self.pod.volumes.container_removed(self.id).await;
         self.pod.extents.release(&self.pod.agent, self.layers).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shared_pid_namespace_is_the_pods_unless_containers_have_their_own() {
+        let own =
+            |running: &[&str], any| OwnPids { running: running.iter().map(|id| (*id).into()).collect(), any };
+        assert_eq!(joined(&own(&[], false)).unwrap(), (NamespaceMode::Pod, String::new()));
+        assert_eq!(joined(&own(&["a"], true)).unwrap(), (NamespaceMode::Target, "a".into()));
+        assert!(joined(&own(&[], true)).is_err());
+        assert!(joined(&own(&["a", "b"], true)).is_err());
     }
 }

@@ -3,7 +3,7 @@
 mod create;
 mod exec;
 
-pub use create::{Request, create, judge};
+pub use create::{OwnPids, Request, create, judge};
 pub use exec::Exec;
 
 use std::collections::BTreeMap;
@@ -41,6 +41,7 @@ const KILL: u32 = 9;
 pub(crate) struct Init {
     layers: Vec<Held>,
     terminal: bool,
+    own_pids: bool,
 }
 
 /// A container.
@@ -55,6 +56,7 @@ pub struct Container {
     life: Life,
     io: Io,
     terminal: bool,
+    own_pids: bool,
     pod: Arc<Pod>,
     layers: Mutex<Vec<Held>>,
     execs: Mutex<BTreeMap<String, Arc<Exec>>>,
@@ -72,6 +74,7 @@ impl Container {
             life: Life::default(),
             io,
             terminal: init.terminal,
+            own_pids: init.own_pids,
             pod,
             layers: Mutex::new(init.layers),
             execs: Mutex::default(),
@@ -84,6 +87,12 @@ impl Container {
     #[must_use]
     pub fn life(&self) -> &Life {
         &self.life
+    }
+
+    /// Whether it has a PID namespace of its own.
+    #[must_use]
+    pub fn has_own_pids(&self) -> bool {
+        self.own_pids
     }
 
     fn agent(&self) -> &Agent {
@@ -370,8 +379,13 @@ async fn resize(agent: &Agent, id: &str, exec_id: &str, columns: u32, rows: u32)
 /// Removes whatever there may be of a process in the guest after a creation that failed.
 async fn remove_from_guest(agent: &Agent, id: &str, exec_id: &str) {
     let request = ProcessRequest { container_id: id.to_owned(), exec_id: exec_id.to_owned() };
-    let signal =
-        KillRequest { container_id: id.to_owned(), exec_id: exec_id.to_owned(), signal: KILL, all: true };
+    let signal = KillRequest {
+        container_id: id.to_owned(),
+        exec_id: exec_id.to_owned(),
+        signal: KILL,
+        // All would be all of the container, which goes on when an exec fails.
+        all: exec_id.is_empty(),
+    };
     let killed = agent.call_within("kill a process", KILL_DEADLINE, agent.client().kill(signal)).await;
     if killed.is_err_and(|error| error.code() == Some(tonic::Code::NotFound)) {
         return;
