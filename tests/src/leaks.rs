@@ -144,12 +144,13 @@ pub(crate) fn of_any_pod() -> Vec<String> {
     left.extend(
         mounts.lines().filter(|line| ours.iter().any(|part| line.contains(part))).map(ToOwned::to_owned),
     );
-    for folder in ["/run/netns", "/run/ravelin", "/var/lib/ravelin/scratch", "/sys/fs/cgroup/kubepods"] {
-        for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-            if !folder.contains("cgroup") || entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                left.push(format!("{}", entry.path().display()));
-            }
-        }
+    for folder in ["/run/netns", "/run/ravelin", "/var/lib/ravelin/scratch"] {
+        let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+        left.extend(entries.map(|entry| format!("{}", entry.path().display())));
+    }
+    // The pods' own cgroups are the kubelet's to remove, that is the tests'; what is below them is not.
+    for pod in folders(Path::new("/sys/fs/cgroup/kubepods")) {
+        left.extend(folders(&pod).iter().map(|cgroup| format!("{}", cgroup.display())));
     }
     let links = fs::read_dir("/sys/class/net").into_iter().flatten().flatten();
     let links = links.map(|link| link.file_name().to_string_lossy().into_owned());
@@ -159,6 +160,14 @@ pub(crate) fn of_any_pod() -> Vec<String> {
             .map(|name| format!("interface {name}")),
     );
     left
+}
+
+fn folders(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    entries
+        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+        .map(|entry| entry.path())
+        .collect()
 }
 
 /// Whether the process serves the sandbox or container `id` of the pod `uid`: it is in its cgroup, or it is a shim
