@@ -114,13 +114,30 @@ pub fn sysctls(spec: &Spec) -> HashMap<String, String> {
     spec.linux().as_ref().and_then(|linux| linux.sysctl().clone()).unwrap_or_default()
 }
 
-/// Whether a container has a PID namespace of its own. If not, it joins the pod's or another container's; none at all is
-/// the host's, which policy lets pass only as the pod's.
+/// The PID namespace that a spec asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PidNamespace {
+    /// One of the container's own.
+    Own,
+    /// That of this process of the host; 0 if its path names none.
+    Of(u32),
+    /// The host's, which policy lets pass only as the pod's.
+    Host,
+}
+
+/// Which PID namespace the container is to have.
 #[must_use]
-pub fn has_own_pids(spec: &Spec) -> bool {
+pub fn pid_namespace(spec: &Spec) -> PidNamespace {
     let namespaces = spec.linux().as_ref().and_then(|linux| linux.namespaces().as_ref());
     let pid = namespaces.and_then(|all| all.iter().find(|one| one.typ() == LinuxNamespaceType::Pid));
-    pid.is_some_and(|namespace| namespace.path().is_none())
+    match pid.map(|namespace| namespace.path().as_ref().and_then(|path| path.to_str())) {
+        None => PidNamespace::Host,
+        Some(None | Some("")) => PidNamespace::Own,
+        Some(Some(path)) => {
+            let pid = path.strip_prefix("/proc/").and_then(|rest| rest.strip_suffix("/ns/pid"));
+            PidNamespace::Of(pid.and_then(|pid| pid.parse().ok()).unwrap_or(0))
+        }
+    }
 }
 
 /// The mounts that bind a path of the host.
@@ -201,10 +218,22 @@ mod tests {
         assert_eq!(kind(&spec).unwrap(), Kind::Container { sandbox_id: "abc".into() });
         assert_eq!(network_namespace(&spec), Some("/var/run/netns/cni-1".into()));
         assert_eq!(cgroups_path(&spec).as_deref(), Some("/k8s.io/abc"));
-        assert!(has_own_pids(&spec));
+        assert_eq!(pid_namespace(&spec), PidNamespace::Own);
         assert_eq!(host_mounts(&spec).map(|(_, source)| source).collect::<Vec<_>>(), ["/h/hosts", "/h/x"]);
         spec.set_annotations(None);
         assert!(matches!(kind(&spec), Err(SpecError::NotCri)));
+    }
+
+    #[test]
+    fn a_pid_namespace_is_ones_own_a_processs_or_the_hosts() {
+        let of = |namespaces: serde_json::Value| {
+            let spec = json!({ "ociVersion": "1.1.0", "linux": { "namespaces": namespaces } });
+            pid_namespace(&serde_json::from_value(spec).unwrap())
+        };
+        assert_eq!(of(json!([{ "type": "pid" }])), PidNamespace::Own);
+        assert_eq!(of(json!([{ "type": "pid", "path": "/proc/4194305/ns/pid" }])), PidNamespace::Of(4_194_305));
+        assert_eq!(of(json!([{ "type": "pid", "path": "/elsewhere" }])), PidNamespace::Of(0));
+        assert_eq!(of(json!([{ "type": "ipc" }])), PidNamespace::Host);
     }
 
     #[test]

@@ -39,17 +39,15 @@ fn a_pod_whose_kernel_is_no_kernel_says_so() {
 #[test]
 fn a_pod_with_a_wrong_configuration_names_the_mistake() {
     let Some(host) = Host::alone_with_ravelin() else { return };
-    let file = Path::new("/etc/ravelin/ravelin.toml");
-    fs::create_dir_all("/etc/ravelin").unwrap();
-    let _away = file.exists().then(|| Away::take("/etc/ravelin/ravelin.toml"));
     for (content, words) in [
         ("[guest]\nkernel = \"/no/such/kernel\"\n", ["/no/such/kernel", "No such file"]),
         ("[guest]\ncolour = \"blue\"\n", ["/etc/ravelin/ravelin.toml", "colour"]),
     ] {
+        let file = "/etc/ravelin/ravelin.toml";
+        let _away = Away::take(file);
         fs::write(file, content).unwrap();
         fails(&host, &words);
     }
-    fs::remove_file(file).unwrap();
 }
 
 #[test]
@@ -57,7 +55,7 @@ fn a_pod_on_a_full_disk_says_so() {
     let Some(host) = Host::alone_with_ravelin() else { return };
     {
         let _full = Full::make("/var/lib/ravelin", "64k");
-        fails(&host, &["No space left on device", "/var/lib/ravelin"]);
+        fails(&host, &["/var/lib/ravelin", "is full"]);
     }
     // Room enough for the pod, not for an image.
     let pod = host.pod().start();
@@ -67,7 +65,8 @@ fn a_pod_on_a_full_disk_says_so() {
         Ok(container) => container.try_start().expect_err("there is no room for the image"),
         Err(error) => error,
     };
-    assert_says(&error, "No space left on device");
+    assert_says(&error, "/var/lib/ravelin/layers");
+    assert_says(&error, "is full");
     pod.remove();
 }
 

@@ -6,7 +6,7 @@ use std::time::SystemTime;
 
 use ravelin_proto::PROTOCOL_VERSION;
 use ravelin_proto::agent::SetupSandboxRequest;
-use ravelin_vmm::control::MachineConfig;
+use ravelin_vmm::control::{MachineConfig, Metrics};
 
 use super::plan::Plan;
 use super::{Pod, Resources};
@@ -172,10 +172,10 @@ pub(super) async fn agent(
         shm_bytes: 0,
         shared_pid_namespace: true,
     };
-    let setup = agent
-        .call("set the pod up", agent.client().setup_sandbox(request))
-        .await
-        .map_err(BootError::Setup)?;
+    let mut client = agent.client();
+    let (setup, metrics) =
+        tokio::join!(agent.call("set the pod up", client.setup_sandbox(request)), machine.metrics());
+    let setup = setup.map_err(BootError::Setup)?;
     if setup.protocol_version != PROTOCOL_VERSION {
         return Err(BootError::Version { theirs: setup.protocol_version });
     }
@@ -189,7 +189,24 @@ pub(super) async fn agent(
         kernel = bounded(&setup.kernel_release, 64),
         "the pod's machine is ready"
     );
+    if let Ok(metrics) = metrics {
+        log_counters(&plan.sandbox_id, &metrics);
+    }
     Ok(Arc::new(Pod::new(plan, config, agent)))
+}
+
+/// Writes down what the boot took: times since the machine's process started, VM exits by kind up to the agent's mark.
+fn log_counters(sandbox: &str, metrics: &Metrics) {
+    let exits: Vec<String> =
+        metrics.exits_at_ready.iter().take(32).map(|(kind, count)| format!("{kind}:{count}")).collect();
+    tracing::info!(
+        sandbox,
+        kernel_entry_us = metrics.kernel_entry_us,
+        agent_ready_us = metrics.agent_ready_us,
+        guest_resident_bytes = metrics.guest_resident_bytes,
+        exits = bounded(&exits.join(","), 1024),
+        "the machine's counters"
+    );
 }
 
 /// Removes what may be left of a scratch disk whose making was cut short.

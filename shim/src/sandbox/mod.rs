@@ -37,6 +37,8 @@ const REMOVAL_DEADLINE: Duration = Duration::from_secs(10);
 pub const LOST: u32 = 255;
 /// Exit status of what SIGKILL ended.
 const KILLED: u32 = 128 + 9;
+/// Pids of 64-bit Linux are below this (`PID_MAX_LIMIT`).
+const PID_MAX_LIMIT: u32 = 1 << 22;
 /// Exit status of the sandbox while nobody has asked it to end.
 const UNASKED: u32 = u32::MAX;
 
@@ -61,6 +63,7 @@ pub struct Pod {
     pub volumes: PodVolumes,
     /// The next stdio stream's id.
     pub next_stream: AtomicU64,
+    next_pid: AtomicU32,
 }
 
 /// What a pod has on the host, to be removed with it.
@@ -312,8 +315,19 @@ impl Pod {
             layers: LayerStore::new(config.layers_dir()),
             // 0 means none.
             next_stream: AtomicU64::new(1),
+            next_pid: AtomicU32::new(PID_MAX_LIMIT + 1),
             agent,
         }
+    }
+
+    /// A number for containerd to take for a container's pid.
+    ///
+    /// A pod's processes have no pids on the host, and the machine's stands for the sandbox. Each container gets a number
+    /// of its own, because CRI names by it the container whose processes another one joins; it is one that no process of
+    /// the host can have, so that nobody signals, traces or enters a stranger by it.
+    #[must_use]
+    pub fn take_pid(&self) -> u32 {
+        self.next_pid.fetch_add(1, Ordering::Relaxed)
     }
 
     /// Calls `oom` for every container in which the guest's kernel kills for memory, until the machine ends.

@@ -11,20 +11,18 @@ use crate::stdio::Paths;
 /// The answer to State.
 pub(super) fn state(target: &Target, request: StateRequest) -> StateResponse {
     let none = Paths::default();
-    let (phase, pid, bundle, paths) = match target {
-        Target::Sandbox(sandbox) => (sandbox.life().phase(), sandbox.pid(), sandbox.bundle.as_str(), &none),
+    let (phase, bundle, paths) = match target {
+        Target::Sandbox(sandbox) => (sandbox.life().phase(), sandbox.bundle.as_str(), &none),
         Target::Container(container) => {
-            (container.life().phase(), container.pid(), container.bundle.as_str(), &container.paths)
+            (container.life().phase(), container.bundle.as_str(), &container.paths)
         }
-        Target::Exec(container, exec) => {
-            (exec.life().phase(), container.pid(), container.bundle.as_str(), &exec.paths)
-        }
+        Target::Exec(container, exec) => (exec.life().phase(), container.bundle.as_str(), &exec.paths),
     };
     let mut response = StateResponse::new();
     response.id = request.id;
     response.exec_id = request.exec_id;
     response.bundle = bundle.to_owned();
-    response.pid = pid;
+    response.pid = target.pid();
     response.status = EnumOrUnknown::new(phase.status());
     response.stdin.clone_from(&paths.stdin);
     response.stdout.clone_from(&paths.stdout);

@@ -227,7 +227,7 @@ impl Task for Handler {
         tracing::debug!("containerd connects for {}", request.id);
         let mut response = ConnectResponse::new();
         response.shim_pid = std::process::id();
-        response.task_pid = self.0.sandbox().map(|sandbox| sandbox.pid()).unwrap_or_default();
+        response.task_pid = self.0.target(&request.id, "").map(|target| target.pid()).unwrap_or_default();
         Ok(response)
     }
 

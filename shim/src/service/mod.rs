@@ -26,7 +26,7 @@ use crate::sandbox::{Sandbox, plan};
 use crate::spec::{self, Kind};
 use crate::state::{State, StateDir};
 use crate::stdio::Paths;
-use crate::task::{self, Container, Exec, OwnPids};
+use crate::task::{self, Container, Exec, Neighbours};
 
 /// What a shim serves: one sandbox and its containers.
 #[derive(Debug)]
@@ -60,6 +60,16 @@ enum Target {
     Sandbox(Arc<Sandbox>),
     Container(Arc<Container>),
     Exec(Arc<Container>, Arc<Exec>),
+}
+
+impl Target {
+    /// What containerd takes for its pid.
+    fn pid(&self) -> u32 {
+        match self {
+            Self::Sandbox(sandbox) => sandbox.pid(),
+            Self::Container(container) | Self::Exec(container, _) => container.pid(),
+        }
+    }
 }
 
 /// A creation as containerd asks for it.
@@ -211,14 +221,15 @@ impl Service {
             }
             tasks.containers.insert(id.clone(), Slot::Making);
         }
-        let made = task::create(request, pod, &self.config.policy, &self.own_pids()).await;
+        let made = task::create(request, pod, &self.config.policy, &self.neighbours()).await;
         let mut tasks = self.tasks();
         match made {
             Ok(container) => {
                 let container = Arc::new(container);
                 container.watch(&sandbox, &self.publisher);
+                let pid = container.pid();
                 tasks.containers.insert(id, Slot::Ready(container));
-                Ok(sandbox.pid())
+                Ok(pid)
             }
             Err(error) => {
                 tasks.containers.remove(&id);
@@ -227,20 +238,14 @@ impl Service {
         }
     }
 
-    fn own_pids(&self) -> OwnPids {
+    /// The containers that are there.
+    fn neighbours(&self) -> Neighbours {
         let tasks = self.tasks();
-        let own = tasks.containers.values().filter_map(|slot| match slot {
-            Slot::Ready(container) if container.has_own_pids() => Some(container),
+        let ready = tasks.containers.values().filter_map(|slot| match slot {
+            Slot::Ready(container) => Some((container.pid(), container.id.clone())),
             _ => None,
         });
-        let mut found = OwnPids::default();
-        for container in own {
-            found.any = true;
-            if container.life().phase() == Phase::Running {
-                found.running.push(container.id.clone());
-            }
-        }
-        found
+        ready.collect()
     }
 
     async fn start(self: &Arc<Self>, id: &str, exec_id: &str) -> Result<u32, TaskError> {
@@ -275,19 +280,18 @@ impl Service {
     }
 
     async fn delete(&self, id: &str, exec_id: &str) -> Result<(u32, Exit), TaskError> {
-        let pid = self.sandbox().map(|sandbox| sandbox.pid()).unwrap_or_default();
-        match self.target(id, exec_id)? {
-            Target::Sandbox(sandbox) => {
-                let exit = self.delete_sandbox(&sandbox).await?;
-                Ok((pid, exit))
-            }
+        let target = self.target(id, exec_id)?;
+        let pid = target.pid();
+        let exit = match target {
+            Target::Sandbox(sandbox) => self.delete_sandbox(&sandbox).await?,
             Target::Container(container) => {
                 let exit = container.delete(&self.publisher).await?;
                 self.tasks().containers.remove(id);
-                Ok((pid, exit))
+                exit
             }
-            Target::Exec(container, _) => Ok((pid, container.delete_exec(exec_id).await?)),
-        }
+            Target::Exec(container, _) => container.delete_exec(exec_id).await?,
+        };
+        Ok((pid, exit))
     }
 
     async fn delete_sandbox(&self, sandbox: &Arc<Sandbox>) -> Result<Exit, TaskError> {

@@ -1,5 +1,6 @@
 //! Makes a container: everything it needs in the machine, or nothing at all.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -12,7 +13,7 @@ use crate::error::{TaskError, bounded};
 use crate::extents::Held;
 use crate::rootfs::RootfsMount;
 use crate::sandbox::Pod;
-use crate::spec;
+use crate::spec::{self, PidNamespace};
 use crate::stdio::{Fifos, Io, Paths};
 
 /// What containerd asks for.
@@ -28,29 +29,28 @@ pub struct Request {
     pub paths: Paths,
 }
 
-/// The pod's containers that have PID namespaces of their own.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct OwnPids {
-    /// Ids of those that run.
-    pub running: Vec<String>,
-    /// There are some, running or not.
-    pub any: bool,
-}
+/// The pod's containers, by the numbers that containerd takes for their pids.
+pub type Neighbours = BTreeMap<u32, String>;
 
-/// Which PID namespace a container gets that does not have its own.
+/// The PID namespace a container gets, and the container whose it is if it is another's.
 ///
-/// CRI names it by a pid on the host, which is the machine's for every process of the pod. But where some containers of
-/// a pod have PID namespaces of their own, the one that joins another is a debugging container, which joins theirs.
-fn joined(others: &OwnPids) -> Result<(NamespaceMode, String), TaskError> {
-    match (others.any, others.running.as_slice()) {
-        (false, _) => Ok((NamespaceMode::Pod, String::new())),
-        (true, [target]) => Ok((NamespaceMode::Target, target.clone())),
-        (true, []) => Err(TaskError::FailedPrecondition(
-            "the container whose processes are to be joined does not run".to_owned(),
-        )),
-        (true, _) => Err(TaskError::Failed(
-            "not supported yet: joining the processes of one container of a pod that has several".to_owned(),
-        )),
+/// CRI names the namespace of the pod or of another container by a pid on the host: the sandbox's is the machine's, those
+/// of containers are numbers of ours.
+fn pid_namespace(
+    pids: PidNamespace,
+    machine: u32,
+    neighbours: &Neighbours,
+) -> Result<(NamespaceMode, String), TaskError> {
+    match pids {
+        PidNamespace::Own => Ok((NamespaceMode::Container, String::new())),
+        PidNamespace::Host => Ok((NamespaceMode::Pod, String::new())),
+        PidNamespace::Of(pid) if pid == machine => Ok((NamespaceMode::Pod, String::new())),
+        PidNamespace::Of(pid) => match neighbours.get(&pid) {
+            Some(target) => Ok((NamespaceMode::Target, target.clone())),
+            None => Err(TaskError::FailedPrecondition(format!(
+                "the container whose processes are to be joined is not in this pod (its spec names process {pid})"
+            ))),
+        },
     }
 }
 
@@ -76,15 +76,14 @@ pub async fn create(
     request: Request,
     pod: Arc<Pod>,
     policy: &PolicyConfig,
-    others: &OwnPids,
+    neighbours: &Neighbours,
 ) -> Result<Container, TaskError> {
     let mut spec = spec::load(Path::new(&request.bundle)).map_err(TaskError::failed)?;
     judge(&spec, &pod, policy)?;
     let fifos = Fifos::open(&request.paths).map_err(TaskError::failed)?;
     let ids = fifos.ids(&pod.next_stream);
-    let own_pids = spec::has_own_pids(&spec);
     let (pid_namespace, pid_target) =
-        if own_pids { (NamespaceMode::Container, String::new()) } else { joined(others)? };
+        pid_namespace(spec::pid_namespace(&spec), pod.agent.machine().pid(), neighbours)?;
     spec::strip_host(&mut spec);
 
     let layers = async {
@@ -115,7 +114,7 @@ pub async fn create(
     match outcome {
         Ok(io) => {
             let layers = std::mem::take(&mut made.layers);
-            let init = Init { layers, terminal: ids.terminal, own_pids };
+            let init = Init { layers, terminal: ids.terminal };
             Ok(Container::new(request, Arc::clone(&pod), init, io))
         }
         Err(error) => {
@@ -154,12 +153,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_shared_pid_namespace_is_the_pods_unless_containers_have_their_own() {
-        let own =
-            |running: &[&str], any| OwnPids { running: running.iter().map(|id| (*id).into()).collect(), any };
-        assert_eq!(joined(&own(&[], false)).unwrap(), (NamespaceMode::Pod, String::new()));
-        assert_eq!(joined(&own(&["a"], true)).unwrap(), (NamespaceMode::Target, "a".into()));
-        assert!(joined(&own(&[], true)).is_err());
-        assert!(joined(&own(&["a", "b"], true)).is_err());
+    fn a_pid_of_the_host_names_the_pods_namespace_or_another_containers() {
+        let neighbours = Neighbours::from([(5_000_000, "a".into()), (5_000_001, "b".into())]);
+        let joined = |pids| pid_namespace(pids, 77, &neighbours);
+        assert_eq!(joined(PidNamespace::Own).unwrap(), (NamespaceMode::Container, String::new()));
+        assert_eq!(joined(PidNamespace::Host).unwrap(), (NamespaceMode::Pod, String::new()));
+        assert_eq!(joined(PidNamespace::Of(77)).unwrap(), (NamespaceMode::Pod, String::new()));
+        assert_eq!(joined(PidNamespace::Of(5_000_001)).unwrap(), (NamespaceMode::Target, "b".into()));
+        assert!(joined(PidNamespace::Of(1)).is_err());
     }
 }

@@ -3,7 +3,7 @@
 mod create;
 mod exec;
 
-pub use create::{OwnPids, Request, create, judge};
+pub use create::{Neighbours, Request, create, judge};
 pub use exec::Exec;
 
 use std::collections::BTreeMap;
@@ -41,7 +41,6 @@ const KILL: u32 = 9;
 pub(crate) struct Init {
     layers: Vec<Held>,
     terminal: bool,
-    own_pids: bool,
 }
 
 /// A container.
@@ -56,7 +55,7 @@ pub struct Container {
     life: Life,
     io: Io,
     terminal: bool,
-    own_pids: bool,
+    pid: u32,
     pod: Arc<Pod>,
     layers: Mutex<Vec<Held>>,
     execs: Mutex<BTreeMap<String, Arc<Exec>>>,
@@ -74,7 +73,7 @@ impl Container {
             life: Life::default(),
             io,
             terminal: init.terminal,
-            own_pids: init.own_pids,
+            pid: pod.take_pid(),
             pod,
             layers: Mutex::new(init.layers),
             execs: Mutex::default(),
@@ -89,18 +88,14 @@ impl Container {
         &self.life
     }
 
-    /// Whether it has a PID namespace of its own.
-    #[must_use]
-    pub fn has_own_pids(&self) -> bool {
-        self.own_pids
-    }
-
     fn agent(&self) -> &Agent {
         &self.pod.agent
     }
 
-    pub(crate) fn pid(&self) -> u32 {
-        self.agent().machine().pid()
+    /// The number that containerd takes for the container's pid. The host has no such process: see [`Pod::take_pid`].
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.pid
     }
 
     fn execs(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Exec>>> {

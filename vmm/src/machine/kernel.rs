@@ -11,16 +11,16 @@ use linux_loader::loader::elf::start_info::{hvm_memmap_table_entry, hvm_modlist_
 use linux_loader::loader::{Elf, KernelLoader};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryRegion};
 
+use super::image::Image;
 use super::layout::{
     COMMAND_LINE, COMMAND_LINE_MAX, HIMEM, MP_TABLE, PVH_MEMORY_MAP, PVH_MODULES, PVH_START_INFO,
 };
-use super::memory::{self, GuestMemory};
+use super::memory::{self, GuestMemory, PAGE};
 
 /// `XEN_HVM_START_MAGIC_VALUE`.
 const START_MAGIC: u32 = 0x336e_c578;
 const MEMORY_USABLE: u32 = 1;
 const MEMORY_RESERVED: u32 = 2;
-const PAGE: u64 = 4096;
 
 /// A kernel that could not be loaded.
 #[derive(Debug, thiserror::Error)]
@@ -59,11 +59,12 @@ pub enum KernelError {
 /// When an image is not what it should be or does not fit.
 pub fn load(
     memory: &GuestMemory,
-    kernel: &mut File,
+    kernel: &File,
     initramfs: &File,
     command_line: &str,
 ) -> Result<GuestAddress, KernelError> {
-    let loaded = Elf::load(memory, None, kernel, Some(GuestAddress(HIMEM))).map_err(KernelError::Load)?;
+    let loaded = Elf::load(memory, None, &mut Image(kernel), Some(GuestAddress(HIMEM)))
+        .map_err(KernelError::Load)?;
     let PvhBootCapability::PvhEntryPresent(entry) = loaded.pvh_boot_cap else {
         return Err(KernelError::NoPvhEntry);
     };
@@ -73,7 +74,7 @@ pub fn load(
     Ok(entry)
 }
 
-/// Reads the initramfs to the end of low memory.
+/// Puts the initramfs at the end of low memory.
 fn load_initramfs(
     memory: &GuestMemory,
     initramfs: &File,
@@ -81,7 +82,8 @@ fn load_initramfs(
 ) -> Result<hvm_modlist_entry, KernelError> {
     let size = initramfs.metadata().map_err(KernelError::ReadInitramfs)?.size();
     let too_large = || KernelError::InitramfsTooLarge { size };
-    let start = memory::low_end(memory).checked_sub(size).ok_or_else(too_large)? / PAGE * PAGE;
+    let page = PAGE as u64;
+    let start = memory::low_end(memory).checked_sub(size).ok_or_else(too_large)? / page * page;
     if start < kernel_end {
         return Err(too_large());
     }
@@ -89,7 +91,7 @@ fn load_initramfs(
     let mut initramfs = initramfs;
     io::Seek::rewind(&mut initramfs).map_err(KernelError::ReadInitramfs)?;
     memory
-        .read_exact_volatile_from(GuestAddress(start), &mut initramfs, length)
+        .read_exact_volatile_from(GuestAddress(start), &mut Image(initramfs), length)
         .map_err(|error| KernelError::ReadInitramfs(io::Error::other(error)))?;
     Ok(hvm_modlist_entry { paddr: start, size, ..Default::default() })
 }
@@ -196,6 +198,6 @@ mod tests {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(b"#!/bin/sh\n").unwrap();
         let initramfs = tempfile::tempfile().unwrap();
-        assert!(matches!(load(&memory, &mut file, &initramfs, ""), Err(KernelError::Load(_))));
+        assert!(matches!(load(&memory, &file, &initramfs, ""), Err(KernelError::Load(_))));
     }
 }

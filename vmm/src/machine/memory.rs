@@ -14,6 +14,8 @@ use super::layout::{HIGH_MEMORY_START, HOLE_START, MIB};
 /// The guest's memory as every part of the machine sees it. Cloning it is cheap and keeps the mapping alive.
 pub type GuestMemory = GuestMemoryMmap<()>;
 
+/// Size of the host's pages, in bytes.
+pub const PAGE: usize = 4096;
 /// Alignment of the host mapping, so that huge pages of host and guest coincide.
 const HUGE_PAGE: usize = 2 << 20;
 
@@ -97,19 +99,19 @@ fn map(length: usize) -> io::Result<*mut u8> {
     Ok(aligned)
 }
 
-/// Gives the pages wholly inside `[start, start + length)` back to the host; the guest reads zeros from them next.
+/// Gives the pages wholly inside `[start, start + length)` back to the host; the guest reads from them next what they held
+/// at its start: zeros, or a piece of the kernel's image.
 ///
 /// # Errors
 /// When the range is not guest memory.
 pub fn discard(memory: &GuestMemory, start: GuestAddress, length: u64) -> io::Result<()> {
-    const PAGE: u64 = 4096;
+    const PAGE: u64 = super::memory::PAGE as u64;
     let first = start.0.checked_next_multiple_of(PAGE).ok_or(io::ErrorKind::InvalidInput)?;
     let end = start.0.checked_add(length).ok_or(io::ErrorKind::InvalidInput)? / PAGE * PAGE;
     let Some(length) = end.checked_sub(first).filter(|length| *length > 0) else { return Ok(()) };
     let length = usize::try_from(length).map_err(|_| io::ErrorKind::InvalidInput)?;
     let slice = memory.get_slice(GuestAddress(first), length).map_err(io::Error::other)?;
-    // SAFETY: the slice lies inside guest memory, which is private and anonymous and of which the process
-    // assumes no contents.
+    // SAFETY: the slice lies inside guest memory, which is private and of which the process assumes no contents.
     if unsafe { libc::madvise(slice.ptr_guard_mut().as_ptr().cast(), length, libc::MADV_DONTNEED) } < 0 {
         return Err(io::Error::last_os_error());
     }
