@@ -32,10 +32,10 @@ kernel: deps
 build: deps
 	$(CARGO) build --release -p ravelin-shim -p ravelin-vmm
 	RUSTFLAGS="-C target-feature=+crt-static -C relocation-model=static" \
-	    $(CARGO) build --profile guest --target $(static) -p ravelin-agent
+	    $(CARGO) build --profile agent --target $(static) -p ravelin-agent
 
 initramfs: build
-	@config/kernel/initramfs $(target)/$(static)/guest/ravelin-agent target/guest/initramfs.cpio
+	@config/kernel/initramfs $(target)/$(static)/agent/ravelin-agent target/guest/initramfs.cpio
 
 # The emulated host's disk and the images that are imported in it.
 images: deps
