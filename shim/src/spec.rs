@@ -231,7 +231,10 @@ mod tests {
             pid_namespace(&serde_json::from_value(spec).unwrap())
         };
         assert_eq!(of(json!([{ "type": "pid" }])), PidNamespace::Own);
-        assert_eq!(of(json!([{ "type": "pid", "path": "/proc/4194305/ns/pid" }])), PidNamespace::Of(4_194_305));
+        assert_eq!(
+            of(json!([{ "type": "pid", "path": "/proc/4194305/ns/pid" }])),
+            PidNamespace::Of(4_194_305)
+        );
         assert_eq!(of(json!([{ "type": "pid", "path": "/elsewhere" }])), PidNamespace::Of(0));
         assert_eq!(of(json!([{ "type": "ipc" }])), PidNamespace::Host);
     }

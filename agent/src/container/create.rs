@@ -11,7 +11,7 @@ use libcontainer::container::{Container as State, ContainerStatus};
 use oci_spec::runtime::Spec;
 use ravelin_proto::agent as api;
 
-use super::{Container, Facts, devices, mounts, rootfs, seccomp, spec, user};
+use super::{Container, Facts, devices, mounts, rootfs, seccomp, spec, user, working_directory};
 use crate::agent::Agent;
 use crate::error::{AgentError, Attempt, Result, chain};
 use crate::process::{Ended, Phase};
@@ -84,6 +84,7 @@ fn build(
             has_control: &has_control,
         },
     )?;
+    working_directory::make(&completed.spec, &rootfs)?;
     sysctl::apply(&completed.sysctls)?;
     let bundle = paths::container(id).join("bundle");
     write_bundle(&bundle, &completed)?;

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use oci_spec::runtime::Process as SpecProcess;
 use ravelin_proto::agent as api;
 
-use super::{Container, Exec, create, spec, user};
+use super::{Container, Exec, create, spec, user, working_directory};
 use crate::agent::Agent;
 use crate::error::{AgentError, Attempt, Result};
 use crate::process::{Ended, Phase, Process};
@@ -100,6 +100,9 @@ fn build(
 ) -> Result<()> {
     container.check_running()?;
     container.check_not_paused()?;
+    if let Some(init) = container.init.pid() {
+        working_directory::check(plan.process.cwd(), init)?;
+    }
     let facts = container.facts();
     let file = facts.bundle.join(format!("exec-{id}.json"));
     let text = serde_json::to_vec(&plan.process)

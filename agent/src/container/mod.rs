@@ -9,6 +9,7 @@ mod rootfs;
 pub mod seccomp;
 mod spec;
 mod user;
+mod working_directory;
 
 use std::collections::HashMap;
 use std::path::PathBuf;

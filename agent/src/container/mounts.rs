@@ -100,7 +100,8 @@ fn sub_path(id: &str, index: usize, volume: PathBuf, sub_path: &str, create: boo
     if sub_path.is_empty() {
         return Ok(volume);
     }
-    let found = walk(&volume, Path::new(sub_path), create)?;
+    let missing = if create { Missing::MakeLikeParent } else { Missing::Refuse };
+    let found = walk(&volume, Path::new(sub_path), missing)?;
     let is_dir = fs::metadata(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&found)))
         .attempt(|| format!("look at {sub_path} in {}", volume.display()))?
         .is_dir();
@@ -122,9 +123,19 @@ fn sub_path(id: &str, index: usize, volume: PathBuf, sub_path: &str, create: boo
     Ok(target)
 }
 
-/// Opens a path inside a volume, links resolved as if the volume were the root. Directories that are missing are
-/// made if `create`, with the mode of the one they are in.
-fn walk(volume: &Path, sub_path: &Path, create: bool) -> Result<OwnedFd> {
+/// What [`walk`] does about directories that are not there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Missing {
+    /// It fails.
+    Refuse,
+    /// It makes them, each with the mode of the one it is in.
+    MakeLikeParent,
+    /// It makes them with the mode 0755.
+    Make,
+}
+
+/// Opens a path inside a volume, links resolved as if the volume were the root.
+pub(super) fn walk(volume: &Path, sub_path: &Path, missing: Missing) -> Result<OwnedFd> {
     if !sub_path.components().all(|part| matches!(part, Component::Normal(_))) {
         return Err(AgentError::Invalid(format!("the subPath {} leaves its volume", sub_path.display())));
     }
@@ -133,7 +144,7 @@ fn walk(volume: &Path, sub_path: &Path, create: bool) -> Result<OwnedFd> {
     let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
     let root = rustix::fs::open(volume, flags, Mode::empty()).attempt(attempt)?;
     match openat2(&root, sub_path, flags, Mode::empty(), resolve) {
-        Err(rustix::io::Errno::NOENT) if create => {}
+        Err(rustix::io::Errno::NOENT) if missing != Missing::Refuse => {}
         found => return found.attempt(attempt),
     }
     let mut done = PathBuf::new();
@@ -142,9 +153,11 @@ fn walk(volume: &Path, sub_path: &Path, create: bool) -> Result<OwnedFd> {
         done.push(part);
         let next = match openat2(&root, &done, flags, Mode::empty(), resolve) {
             Err(rustix::io::Errno::NOENT) => {
-                let mode = rustix::fs::fstat(&here).attempt(attempt)?.st_mode;
-                mkdirat(&here, Path::new(part.as_os_str()), Mode::from_raw_mode(mode & 0o7777))
-                    .attempt(attempt)?;
+                let mode = match missing {
+                    Missing::MakeLikeParent => rustix::fs::fstat(&here).attempt(attempt)?.st_mode & 0o7777,
+                    Missing::Refuse | Missing::Make => 0o755,
+                };
+                mkdirat(&here, Path::new(part.as_os_str()), Mode::from_raw_mode(mode)).attempt(attempt)?;
                 openat2(&root, &done, flags, Mode::empty(), resolve)
             }
             found => found,
@@ -166,19 +179,19 @@ mod tests {
         fs::create_dir(volume.path().join("etc")).unwrap();
         fs::write(volume.path().join("etc/hostname"), "inside").unwrap();
         for path in ["out/hostname", "up/hostname"] {
-            let fd = walk(volume.path(), Path::new(path), false).unwrap();
+            let fd = walk(volume.path(), Path::new(path), Missing::Refuse).unwrap();
             let text = fs::read_to_string(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&fd)));
             assert_eq!(text.unwrap(), "inside", "{path}");
         }
-        assert!(matches!(walk(volume.path(), Path::new("../x"), true), Err(AgentError::Invalid(_))));
-        assert!(matches!(walk(volume.path(), Path::new("/etc"), true), Err(AgentError::Invalid(_))));
+        assert!(matches!(walk(volume.path(), Path::new("../x"), Missing::Make), Err(AgentError::Invalid(_))));
+        assert!(matches!(walk(volume.path(), Path::new("/etc"), Missing::Make), Err(AgentError::Invalid(_))));
     }
 
     #[test]
     fn missing_directories_are_made_only_on_request() {
         let volume = tempfile::tempdir().unwrap();
-        assert!(walk(volume.path(), Path::new("a/b"), false).is_err());
-        walk(volume.path(), Path::new("a/b"), true).unwrap();
+        assert!(walk(volume.path(), Path::new("a/b"), Missing::Refuse).is_err());
+        walk(volume.path(), Path::new("a/b"), Missing::MakeLikeParent).unwrap();
         assert!(volume.path().join("a/b").is_dir());
     }
 }

@@ -63,8 +63,8 @@ pub fn load(
     initramfs: &File,
     command_line: &str,
 ) -> Result<GuestAddress, KernelError> {
-    let loaded = Elf::load(memory, None, &mut Image(kernel), Some(GuestAddress(HIMEM)))
-        .map_err(KernelError::Load)?;
+    let loaded =
+        Elf::load(memory, None, &mut Image(kernel), Some(GuestAddress(HIMEM))).map_err(KernelError::Load)?;
     let PvhBootCapability::PvhEntryPresent(entry) = loaded.pvh_boot_cap else {
         return Err(KernelError::NoPvhEntry);
     };
