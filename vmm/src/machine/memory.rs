@@ -100,7 +100,7 @@ fn map(length: usize) -> io::Result<*mut u8> {
 }
 
 /// Gives the pages wholly inside `[start, start + length)` back to the host; the guest reads from them next what they held
-/// at its start: zeros, or a piece of the kernel's image.
+/// at its start: zeros, or a piece of the initramfs.
 ///
 /// # Errors
 /// When the range is not guest memory.

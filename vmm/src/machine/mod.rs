@@ -257,7 +257,7 @@ impl Machine {
             None => None,
         };
         let command_line = cmdline::build(&places, console.is_some(), &config.extra_cmdline);
-        let entry = kernel::load(&memory, &resources.kernel, &resources.initramfs, &command_line)
+        let entry = kernel::load(&memory, &mut resources.kernel, &resources.initramfs, &command_line)
             .map_err(MachineError::Kernel)?;
         mptable::write(&memory, config.vcpus).map_err(MachineError::MpTable)?;
         if let Some(first) = vcpus.first() {
