@@ -12,7 +12,6 @@ SHELL := /bin/bash
 .PHONY: deps kernel build initramfs host images dist e2e-binary test-unit test-e2e test lint shell demo bench clean
 
 CONTAINERD ?= 2.3
-TESTS ?= proven
 TESTARGS ?=
 CARGO ?= cargo
 HOST := tests/host/run
@@ -32,10 +31,10 @@ kernel: deps
 build: deps
 	$(CARGO) build --release -p ravelin-shim -p ravelin-vmm
 	RUSTFLAGS="-C target-feature=+crt-static -C relocation-model=static" \
-	    $(CARGO) build --profile agent --target $(static) -p ravelin-agent
+	    $(CARGO) build --release --target $(static) -p ravelin-agent
 
 initramfs: build
-	@config/kernel/initramfs $(target)/$(static)/agent/ravelin-agent target/guest/initramfs.cpio
+	@config/kernel/initramfs $(target)/$(static)/release/ravelin-agent target/guest/initramfs.cpio
 
 # The emulated host's disk and the images that are imported in it.
 images: deps
@@ -55,7 +54,7 @@ test-unit: deps
 	$(CARGO) test --workspace
 
 test-e2e: e2e-binary host
-	@TESTS="$(TESTS)" tests/host/e2e $(TESTARGS)
+	@tests/host/e2e $(TESTARGS)
 
 test: deps
 	@tests/host/test-all

@@ -2,28 +2,30 @@
 
 use std::thread;
 
-use ravelin_tests::Host;
+use ravelin_tests::{Container, Host, Pod, Run, eventually};
 
 #[test]
 fn twenty_pods_run_at_once_and_leave_nothing() {
     let host = Host::alone();
-    let pods: Vec<_> = thread::scope(|scope| {
+    let pods: Vec<Pod<'_>> = thread::scope(|scope| {
         let starts: Vec<_> = (0..20).map(|_| scope.spawn(|| host.pod().start())).collect();
         starts.into_iter().map(|start| start.join().expect("the pod starts")).collect()
     });
-    thread::scope(|scope| {
-        let outputs: Vec<_> = pods
-            .iter()
-            .map(|pod| {
-                scope
-                    .spawn(move || (pod.addresses()[0], pod.sh("hostname; ip -4 -o addr show eth0").output()))
-            })
-            .collect();
-        for output in outputs {
-            let (address, said) = output.join().expect("the container runs");
-            assert!(said.contains(&address.to_string()), "{address} in {said}");
-        }
+    let containers: Vec<Container<'_>> = thread::scope(|scope| {
+        let starts: Vec<_> =
+            pods.iter().map(|pod| scope.spawn(|| pod.sh("hostname; ip -4 -o addr show eth0"))).collect();
+        starts.into_iter().map(|start| start.join().expect("the container starts")).collect()
     });
+    // One look at all of them: twenty clients that keep asking would take the processors from what they ask for.
+    eventually("all containers have ended", || {
+        let ended = Run::crictl().args(["ps", "-a", "-q", "--no-trunc", "--state", "exited"]).ok();
+        containers.iter().all(|container| ended.contains(&container.id)).then_some(())
+    });
+    for (pod, container) in pods.iter().zip(&containers) {
+        let (address, said) = (pod.addresses()[0], container.output());
+        assert!(said.contains(&address.to_string()), "{address} in {said}");
+    }
+    drop(containers);
     thread::scope(|scope| {
         for pod in pods {
             scope.spawn(move || pod.remove());

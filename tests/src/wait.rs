@@ -28,6 +28,7 @@ pub fn until<T>(limit: Duration, mut look: impl FnMut() -> Option<T>) -> Option<
             return None;
         }
         sleep(pause);
-        pause = (pause * 3 / 2).min(Duration::from_millis(400));
+        // A look is often a program that is run: on a slow host, many of them would hold up what they wait for.
+        pause = (pause * 3 / 2).min(Duration::from_secs(1));
     }
 }
