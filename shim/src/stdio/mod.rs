@@ -19,6 +19,7 @@ use ravelin_proto::agent::Stdio;
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 use tokio::net::unix::pipe;
+use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinHandle};
 
 use crate::machine::{Machine, MachineError};
@@ -130,7 +131,12 @@ impl Fifos {
         let mut outputs = Vec::new();
         for (fifo, stream) in [(self.stdout, stdout), (self.stderr, stderr)] {
             if let (Some(fifo), Some(stream)) = (fifo, stream) {
-                outputs.push(tokio::spawn(pump::output(stream, fifo, Arc::clone(&io.moved))));
+                io.open.send_modify(|open| *open += 1);
+                let (open, moved) = (io.open.clone(), Arc::clone(&io.moved));
+                outputs.push(tokio::spawn(async move {
+                    pump::output(stream, fifo, moved).await;
+                    open.send_modify(|open| *open -= 1);
+                }));
             }
         }
         io.outputs = Mutex::new(outputs);
@@ -144,6 +150,9 @@ pub struct Io {
     keeper: Mutex<Option<pipe::Sender>>,
     input: Option<AbortHandle>,
     outputs: Mutex<Vec<JoinHandle<()>>>,
+    /// Outputs that have not come to their ends.
+    open: watch::Sender<usize>,
+    /// Bytes of output so far.
     moved: Arc<AtomicU64>,
 }
 
@@ -161,21 +170,28 @@ impl Io {
         }
     }
 
-    /// Waits until every output is copied to its end, or one stands still for a while because something that outlived
-    /// the process holds it open, or nobody reads it.
-    pub async fn drain(&self) {
-        let outputs = std::mem::take(&mut *self.outputs.lock().unwrap_or_else(PoisonError::into_inner));
-        for mut output in outputs {
-            loop {
-                let before = self.moved.load(Ordering::Relaxed);
-                if tokio::time::timeout(STALL, &mut output).await.is_ok() {
-                    break;
-                }
-                if self.moved.load(Ordering::Relaxed) == before {
-                    output.abort();
-                    break;
-                }
+    /// Waits until every output is copied to its end, or stands still for a while because something that outlived the
+    /// process holds it open, or nobody reads it.
+    ///
+    /// A process's end is told only after this: some versions of containerd close their ends of the fifos as soon as they
+    /// hear of it, and what was still on its way then would be lost.
+    pub async fn settle(&self) {
+        let mut open = self.open.subscribe();
+        loop {
+            let before = self.moved.load(Ordering::Relaxed);
+            if tokio::time::timeout(STALL, open.wait_for(|open| *open == 0)).await.is_ok()
+                || self.moved.load(Ordering::Relaxed) == before
+            {
+                return;
             }
+        }
+    }
+
+    /// [`Io::settle`], and then the end of what has not come to its own.
+    pub async fn drain(&self) {
+        self.settle().await;
+        for output in self.outputs.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+            output.abort();
         }
     }
 }

@@ -112,6 +112,7 @@ impl Exec {
             let exit = Exit::now(status(&waited, &sandbox).await);
             if let Some(io) = exec.io() {
                 io.end_input();
+                io.settle().await;
             }
             exec.life.set(Phase::Stopped(exit));
             publisher.publish(&exit_event(&container.id, &exec.id, container.pid(), exit));

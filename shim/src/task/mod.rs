@@ -138,10 +138,13 @@ impl Container {
             let status = status(&waited, &sandbox).await;
             let _turn = container.turn.lock().await;
             container.io.end_input();
-            let collect = container.pod.volumes.container_exited(&container.id);
-            if tokio::time::timeout(COLLECT_DEADLINE, collect).await.is_err() {
-                tracing::warn!(container = container.id, "the termination log takes too long");
-            }
+            let collect = async {
+                let collect = container.pod.volumes.container_exited(&container.id);
+                if tokio::time::timeout(COLLECT_DEADLINE, collect).await.is_err() {
+                    tracing::warn!(container = container.id, "the termination log takes too long");
+                }
+            };
+            tokio::join!(collect, container.io.settle());
             if waited.is_ok_and(|answer| answer.oom_killed) {
                 container.tell_oom(&publisher);
             }
