@@ -49,7 +49,7 @@ impl Run {
 
     /// `crictl`, with patience for slow hosts.
     pub fn crictl() -> Self {
-        Self::new("crictl").args(["-t", "240s"])
+        Self::new("crictl").args(["-t", "480s"])
     }
 
     /// `ctr` in containerd's Kubernetes namespace.
