@@ -25,6 +25,20 @@ fn stdout_and_stderr_stay_apart() {
     assert_eq!(by_name.logs().err(), "err\n");
 }
 
+/// On a busy host a process's end is known before its last words have come through. (The `sleep` keeps the pipe open until
+/// the container is taken down.)
+#[test]
+fn last_words_are_not_lost_when_many_containers_end_at_once() {
+    let host = Host::shared();
+    let pod = host.pod().start();
+    let script = "sleep 1000 & while ! [ -e /dev/shm/end ]; do sleep 0.1; done; echo last words; exit 11";
+    let containers: Vec<_> = (0..8).map(|_| pod.sh(script)).collect();
+    pod.sh("touch /dev/shm/end").ended();
+    for container in &containers {
+        assert_eq!((container.ended().code, container.logs().out().as_str()), (11, "last words\n"));
+    }
+}
+
 #[test]
 fn a_hundred_megabytes_reach_the_log_with_no_byte_lost() {
     const BLOCKS: usize = 100;
