@@ -128,18 +128,11 @@ impl Fifos {
             io.keeper = Mutex::new(Some(keeper));
             io.input = Some(tokio::spawn(pump::input(fifo, stream, !self.terminal)).abort_handle());
         }
-        let mut outputs = Vec::new();
         for (fifo, stream) in [(self.stdout, stdout), (self.stderr, stderr)] {
             if let (Some(fifo), Some(stream)) = (fifo, stream) {
-                io.open.send_modify(|open| *open += 1);
-                let (open, moved) = (io.open.clone(), Arc::clone(&io.moved));
-                outputs.push(tokio::spawn(async move {
-                    pump::output(stream, fifo, moved).await;
-                    open.send_modify(|open| *open -= 1);
-                }));
+                io.copy_output(stream, fifo);
             }
         }
-        io.outputs = Mutex::new(outputs);
         Ok(io)
     }
 }
@@ -157,6 +150,17 @@ pub struct Io {
 }
 
 impl Io {
+    /// Starts copying one output.
+    fn copy_output(&self, stream: UnixStream, fifo: pipe::Sender) {
+        self.open.send_modify(|open| *open += 1);
+        let (open, moved) = (self.open.clone(), Arc::clone(&self.moved));
+        let copying = tokio::spawn(async move {
+            pump::output(stream, fifo, moved).await;
+            open.send_modify(|open| *open -= 1);
+        });
+        self.outputs.lock().unwrap_or_else(PoisonError::into_inner).push(copying);
+    }
+
     /// Gives up our write end of the input: when containerd closes its own, the process reads the end of file.
     pub fn close_stdin(&self) {
         self.keeper.lock().unwrap_or_else(PoisonError::into_inner).take();

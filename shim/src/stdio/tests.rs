@@ -114,8 +114,29 @@ async fn an_output_held_open_by_somebody_else_does_not_hold_up_the_end_for_ever(
     let directory = tempfile::tempdir().unwrap();
     let path = fifo(directory.path(), "stdout");
     let (host, _guest) = UnixStream::pair().unwrap();
-    let copying = tokio::spawn(pump::output(host, output("stdout", &path).unwrap(), Arc::default()));
-    let mut io = Io::default();
-    io.outputs = Mutex::new(vec![copying]);
+    let io = Io::default();
+    io.copy_output(host, output("stdout", &path).unwrap());
+    let started = std::time::Instant::now();
     tokio::time::timeout(STALL * 3, io.drain()).await.unwrap();
+    assert!(started.elapsed() >= STALL);
+}
+
+#[tokio::test]
+async fn an_output_has_settled_only_when_its_last_words_are_in_the_fifo() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = fifo(directory.path(), "stdout");
+    let mut reader = pipe::OpenOptions::new().open_receiver(&path).unwrap();
+    let (host, mut guest) = UnixStream::pair().unwrap();
+    let io = Io::default();
+    io.copy_output(host, output("stdout", &path).unwrap());
+    let guest = tokio::spawn(async move {
+        // The process's end is known by now.
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        guest.write_all(b"last words").await.unwrap();
+    });
+    tokio::time::timeout(STALL, io.settle()).await.unwrap();
+    let mut words = [0; 32];
+    assert_eq!(reader.try_read(&mut words).unwrap(), 10);
+    assert_eq!(reader.read(&mut words).await.unwrap(), 0, "containerd reads the end of the file");
+    guest.await.unwrap();
 }
