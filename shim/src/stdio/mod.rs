@@ -26,6 +26,8 @@ use crate::machine::{Machine, MachineError};
 
 /// Time an output may stand still after the process's end before it is given up.
 const STALL: Duration = Duration::from_secs(2);
+/// Time a process's end may wait for its last words; what goes on writing is some other process.
+const LAST_WORDS: Duration = Duration::from_secs(10);
 
 /// Stdio that could not be connected.
 #[derive(Debug, thiserror::Error)]
@@ -174,12 +176,25 @@ impl Io {
         }
     }
 
-    /// Waits until every output is copied to its end, or stands still for a while because something that outlived the
-    /// process holds it open, or nobody reads it.
+    /// Waits for the last words of a process that has ended, for a bounded time.
     ///
     /// A process's end is told only after this: some versions of containerd close their ends of the fifos as soon as they
     /// hear of it, and what was still on its way then would be lost.
     pub async fn settle(&self) {
+        let _ = tokio::time::timeout(LAST_WORDS, self.run_dry()).await;
+    }
+
+    /// Waits for the rest of the output, and then ends what has not come to its own end.
+    pub async fn drain(&self) {
+        self.run_dry().await;
+        for output in self.outputs.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+            output.abort();
+        }
+    }
+
+    /// Waits until every output is copied to its end, or stands still for a while because something that outlived the
+    /// process holds it open, or nobody reads it.
+    async fn run_dry(&self) {
         let mut open = self.open.subscribe();
         loop {
             let before = self.moved.load(Ordering::Relaxed);
@@ -188,14 +203,6 @@ impl Io {
             {
                 return;
             }
-        }
-    }
-
-    /// [`Io::settle`], and then the end of what has not come to its own.
-    pub async fn drain(&self) {
-        self.settle().await;
-        for output in self.outputs.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
-            output.abort();
         }
     }
 }

@@ -140,3 +140,20 @@ async fn an_output_has_settled_only_when_its_last_words_are_in_the_fifo() {
     assert_eq!(reader.read(&mut words).await.unwrap(), 0, "containerd reads the end of the file");
     guest.await.unwrap();
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_writer_that_goes_on_for_ever_does_not_hold_up_a_processs_end() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = fifo(directory.path(), "stdout");
+    let (host, _guest) = UnixStream::pair().unwrap();
+    let io = Io::default();
+    io.copy_output(host, output("stdout", &path).unwrap());
+    let moved = Arc::clone(&io.moved);
+    tokio::spawn(async move {
+        loop {
+            tokio::time::sleep(STALL / 2).await;
+            moved.fetch_add(1, Ordering::Relaxed);
+        }
+    });
+    tokio::time::timeout(LAST_WORDS * 2, io.settle()).await.unwrap();
+}
