@@ -2,14 +2,14 @@
 # what is slow to make (guest kernel, emulated host, images) is kept by content in ~/.cache/ravelin.
 #
 #   make demo     a pod in its own microVM, shown step by step
-#   make test     unit tests, then the end-to-end tests on both containerds
+#   make test     unit tests, the agent's tests in a guest, the end-to-end tests on both containerds
 #   make bench    times beside runc's, in virtual time
 #   make shell    a shell in the emulated host (CONTAINERD=1.6 for Debian's containerd)
 #   make lint     formatting, clippy, licences and advisories
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := build
-.PHONY: deps kernel build initramfs host images dist e2e-binary test-unit test-e2e test lint shell demo bench clean
+.PHONY: deps kernel build initramfs host images dist e2e-binary test-unit test-agent test-e2e test lint shell demo bench clean
 
 CONTAINERD ?= 2.3
 TESTARGS ?=
@@ -22,6 +22,9 @@ static := x86_64-unknown-linux-gnu
 export LIBSECCOMP_LINK_TYPE := static
 export LIBSECCOMP_LIB_PATH := /usr/lib/x86_64-linux-gnu
 
+agent-build = RUSTFLAGS="-C target-feature=+crt-static -C relocation-model=static" \
+    $(CARGO) build --release --target $(static) -p ravelin-agent
+
 deps:
 	@tests/host/deps
 
@@ -30,8 +33,7 @@ kernel: deps
 
 build: deps
 	$(CARGO) build --release -p ravelin-shim -p ravelin-vmm
-	RUSTFLAGS="-C target-feature=+crt-static -C relocation-model=static" \
-	    $(CARGO) build --release --target $(static) -p ravelin-agent
+	$(agent-build)
 
 initramfs: build
 	@config/kernel/initramfs $(target)/$(static)/release/ravelin-agent target/guest/initramfs.cpio
@@ -52,6 +54,11 @@ e2e-binary: dist
 
 test-unit: deps
 	$(CARGO) test --workspace
+
+# The agent alone, in a guest that QEMU boots: CASE=exec chooses cases.
+test-agent: kernel
+	$(agent-build) --example guest
+	@agent/examples/guest/run target/guest/vmlinux $(target)/$(static)/release/examples/guest "$(CASE)"
 
 test-e2e: e2e-binary host
 	@tests/host/e2e $(TESTARGS)

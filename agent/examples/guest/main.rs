@@ -1,9 +1,10 @@
 //! Tries the agent inside a guest without a machine that has a vsock: this program is `/init`, serves the agent over
-//! Unix sockets, and beside it runs the cases of `cases.rs` against them. `run` in this folder boots it in QEMU.
+//! Unix sockets, and beside it runs the `cases` against them. `run` in this folder boots it in QEMU.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test")]
 
 mod cases;
+mod container;
 mod host;
 
 use ravelin_agent::{init, server};

@@ -17,6 +17,8 @@ use crate::{error, paths};
 /// Reads the request from `socket`, carries it out, answers, and waits until the agent closes its end.
 pub(super) fn run(socket: &OwnedFd) {
     let Ok((request, fds)) = receive::<Request>(socket) else { return };
+    // libcontainer draws the names of its sockets from a generator seeded by the clock, which two builders may share.
+    fastrand::seed(u64::from(std::process::id()));
     let reply = match build(&request, fds, socket) {
         Ok(pid) => Reply::Pid(pid),
         Err(text) => Reply::Error(text),

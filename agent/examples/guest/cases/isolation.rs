@@ -1,0 +1,147 @@
+//! What a container sees and may do.
+
+use ravelin_proto::agent as api;
+use serde_json::json;
+
+use crate::container::{Container, sh, sleeper};
+use crate::host::{Client, spec};
+
+pub async fn isolation(client: Client) {
+    let script = "ps | wc -l; ls / | tr '\\n' ' '; mount | grep -c ravelin; cat /proc/self/cgroup; \
+        cat /proc/self/oom_score_adj; ls /sys/fs/cgroup | grep -c memory.max; echo 1 > /proc/sys/kernel/printk; \
+        touch /sys/x; cat /proc/kcore | wc -c; grep Cap /proc/self/status; ulimit -n; \
+        cat /proc/sys/net/ipv4/ip_unprivileged_port_start";
+    let (status, out, err) = sh(&client, "iso", script).await;
+    println!("        {}", out.replace('\n', "\n        "));
+    println!("        {}", err.replace('\n', "\n        "));
+    assert_eq!(status, 0);
+    assert!(out.contains("0::/\n0\n1\n"), "{out}");
+    assert!(out.contains("CapBnd:\t00000000a80425fb"), "{out}");
+    assert!(out.contains("CapEff:\t00000000a80425fb"), "{out}");
+    assert!(err.contains("Read-only"), "{err}");
+}
+
+pub async fn rootfs(client: Client) {
+    let script = "cat /etc/top; test -e /etc/hidden || echo gone; echo new > /etc/new; cat /etc/new; \
+        stat -c %a /; df -h / | tail -1";
+    let (status, out, err) = sh(&client, "root", script).await;
+    assert_eq!(status, 0, "{err}");
+    assert!(out.starts_with("layer two\ngone\nnew\n755\n"), "{out}");
+    let (_, out, _) = sh(&client, "root", "test -e /etc/new || echo fresh").await;
+    assert_eq!(out, "fresh\n");
+}
+
+pub async fn readonly(client: Client) {
+    let mut readonly = spec(&["sh", "-c", "touch /x || echo refused; touch /dev/shm-x && echo dev"]);
+    readonly["root"] = json!({"path": "", "readonly": true});
+    let (_, out, _) = Container::create(&client, "ro", readonly).await.unwrap().finish().await;
+    assert_eq!(out, "refused\ndev\n");
+}
+
+pub async fn devices(client: Client) {
+    let script = "for major in 254 259; do for minor in 0 1 2 16 17; do mknod /b b $major $minor && \
+        dd if=/b of=/dev/null bs=512 count=1 && echo READ $major $minor; rm -f /b; done; done; \
+        mknod /m c 1 1 && dd if=/m of=/dev/null bs=1 count=1 && echo MEM; \
+        echo ok > /dev/null && head -c 4 /dev/urandom | wc -c";
+    let (_, out, err) = sh(&client, "dev", script).await;
+    assert_eq!(out, "4\n", "{err}");
+    assert!(err.contains("Operation not permitted"), "{err}");
+    let mut all = spec(&["sh", "-c", script]);
+    all["linux"]["resources"]["devices"] = json!([{"allow": true, "access": "rwm"}]);
+    let (_, out, _) = Container::create(&client, "dev", all).await.unwrap().finish().await;
+    assert!(!out.contains("READ"), "{out}");
+}
+
+pub async fn tight_seccomp(client: Client) {
+    let seccomp = json!({"defaultAction": "SCMP_ACT_ERRNO", "architectures": ["SCMP_ARCH_X86_64"],
+        "syscalls": [{"action": "SCMP_ACT_ALLOW", "names": ["execve", "brk", "arch_prctl", "set_tid_address",
+            "set_robust_list", "rseq", "prlimit64", "readlink", "readlinkat", "getrandom", "mprotect", "write",
+            "exit_group", "getuid", "geteuid", "getgid", "getegid", "uname", "fstat", "newfstatat", "ioctl", "mmap"]}]});
+    for (id, privileges) in [("sec-a", json!(true)), ("sec-b", json!(null))] {
+        for uid in [0, 1000] {
+            let mut tight = spec(&["echo", "through"]);
+            tight["linux"]["seccomp"] = seccomp.clone();
+            tight["process"]["noNewPrivileges"] = privileges.clone();
+            tight["process"]["user"] = json!({"uid": uid, "gid": uid});
+            let container = Container::create(&client, id, tight).await.unwrap();
+            let (status, out, err) = container.finish().await;
+            assert_eq!((status, out.as_str()), (0, "through\n"), "{id} {uid}: {err}");
+        }
+    }
+    let mut open = spec(&[
+        "sh",
+        "-c",
+        "grep -E 'Cap(Eff|Prm|Bnd)|Seccomp:|NoNew' /proc/self/status; mkdir /x || echo refused",
+    ]);
+    open["linux"]["seccomp"] = json!({"defaultAction": "SCMP_ACT_ALLOW",
+        "syscalls": [{"action": "SCMP_ACT_ERRNO", "names": ["mkdir", "mkdirat"]}]});
+    let mut container = Container::create(&client, "sec", open).await.unwrap();
+    container.start().await;
+    let out = container.streams.out().await;
+    assert!(out.contains("CapEff:\t00000000a80425fb") && out.contains("refused"), "{out}");
+    assert!(out.contains("Seccomp:\t2") && out.contains("NoNewPrivs:\t0"), "{out}");
+    container.wait("").await;
+    container.delete().await;
+    // The filter holds for execs too.
+    let mut filtered = spec(&["sleep", "1000"]);
+    filtered["linux"]["seccomp"] = json!({"defaultAction": "SCMP_ACT_ALLOW",
+        "syscalls": [{"action": "SCMP_ACT_ERRNO", "names": ["mkdir", "mkdirat"]}]});
+    let mut container = Container::create(&client, "sec", filtered).await.unwrap();
+    container.start().await;
+    let (status, out, err) =
+        container.exec("e", &["sh", "-c", "mkdir /x; grep CapEff /proc/self/status"]).await;
+    assert!(
+        err.contains("Operation not permitted") && out.contains("00000000a80425fb"),
+        "{status} {out} {err}"
+    );
+    container.end().await;
+}
+
+pub async fn users(client: Client) {
+    let mut user =
+        spec(&["sh", "-c", "id; umask; cat /proc/self/status | grep -E 'Cap(Eff|Inh|Amb)'; echo $HOME; pwd"]);
+    user["process"]["user"] = json!({"uid": 1000, "gid": 1001, "additionalGids": [5, 6], "umask": 63});
+    user["process"]["cwd"] = json!("/tmp");
+    user["process"]["rlimits"] = json!([{"type": "RLIMIT_NOFILE", "soft": 100, "hard": 200}]);
+    let (status, out, err) = Container::create(&client, "usr", user).await.unwrap().finish().await;
+    assert_eq!(status, 0, "{err}");
+    assert!(out.contains("uid=1000 gid=1001") && out.contains("5") && out.contains("0077"), "{out}");
+    assert!(out.contains("CapEff:\t0000000000000000"), "{out}");
+    assert!(out.ends_with("/\n/tmp\n"), "{out}");
+    let mut none = spec(&["sh", "-c", "grep Cap /proc/self/status"]);
+    none["process"]["capabilities"] = json!({});
+    let (_, out, _) = Container::create(&client, "usr", none).await.unwrap().finish().await;
+    assert!(out.contains("CapEff:\t0000000000000000") && out.contains("CapBnd:\t0000000000000000"), "{out}");
+}
+
+pub async fn shared_pids(client: Client) {
+    let pod = |request: &mut api::CreateContainerRequest| request.set_pid_namespace(api::NamespaceMode::Pod);
+    let mut first =
+        Container::create_with(&client, "sp1", spec(&["sleep", "777"]), false, pod).await.unwrap();
+    first.start().await;
+    let script = "ps; ls /proc/1/root/ ; cat /proc/1/comm; touch /proc/1/root/tmp/x";
+    let second =
+        Container::create_with(&client, "sp2", spec(&["sh", "-c", script]), false, pod).await.unwrap();
+    let (_, out, err) = second.finish().await;
+    assert!(out.contains("sleep 777") && out.contains("pause"), "{out} {err}");
+    // Its leftovers die with it.
+    let third =
+        Container::create_with(&client, "sp3", spec(&["sh", "-c", "sleep 888 & exit 0"]), false, pod).await;
+    third.unwrap().finish().await;
+    let (_, out, _) = first.exec("e", &["ps"]).await;
+    assert!(!out.contains("888"), "{out}");
+    first.end().await;
+}
+
+pub async fn target_pids(client: Client) {
+    let mut target = sleeper(&client, "tgt").await;
+    let container = Container::create_with(&client, "dbg", spec(&["ps"]), false, |request| {
+        request.set_pid_namespace(api::NamespaceMode::Target);
+        request.pid_target = "tgt".into();
+    })
+    .await
+    .unwrap();
+    let (_, out, _) = container.finish().await;
+    assert!(out.contains("sleep 1000"), "{out}");
+    target.end().await;
+}

@@ -1,0 +1,110 @@
+//! Starting, ending and their errors.
+
+use ravelin_proto::agent as api;
+use serde_json::json;
+use tokio::io::AsyncReadExt;
+use tonic::Code;
+
+use crate::container::{Container, sh, sleeper};
+use crate::host::{Client, process, spec};
+
+pub async fn plain_run(client: Client) {
+    let (status, out, err) = sh(&client, "plain", "echo hello; echo $HOME; hostname; exit 7").await;
+    assert_eq!((status, out.as_str(), err.as_str()), (7, "hello\n/root\npod-1\n", ""));
+}
+
+pub async fn errors(client: Client) {
+    let refused = Container::create(&client, "bad", spec(&["nope"])).await.err().unwrap();
+    assert!(refused.message().contains("exec: \"nope\": executable file not found in $PATH"), "{refused}");
+    println!("        {}", refused.message());
+    let refused = Container::create(&client, "bad", spec(&["/nope"])).await.err().unwrap();
+    assert!(refused.message().contains("stat /nope: no such file or directory"), "{refused}");
+    let mut bind = spec(&["true"]);
+    bind["mounts"]
+        .as_array_mut()
+        .unwrap()
+        .push(json!({"destination": "/x", "type": "bind", "options": ["rbind"]}));
+    let refused = Container::create(&client, "bad", bind).await.err().unwrap();
+    assert_eq!(refused.code(), Code::InvalidArgument);
+    let mut first = Container::create(&client, "bad", spec(&["true"])).await.unwrap();
+    assert_eq!(
+        Container::create(&client, "bad", spec(&["true"])).await.err().unwrap().code(),
+        Code::AlreadyExists
+    );
+    let mut other = client.clone();
+    let missing = api::ProcessRequest { container_id: "nobody".into(), exec_id: String::new() };
+    assert_eq!(other.start(missing).await.unwrap_err().code(), Code::NotFound);
+    first.start().await;
+    first.wait("").await;
+    assert_eq!(other.start(first.name("")).await.unwrap_err().code(), Code::FailedPrecondition);
+    assert_eq!(first.kill("", 15, false).await.unwrap_err().code(), Code::NotFound);
+    first.delete().await;
+    let format = sh(&client, "bad", "echo junk > /junk; chmod +x /junk; exec /junk").await;
+    assert_ne!(format.0, 0);
+    let mut script = Container::create(&client, "bad", spec(&["/etc/notelf"])).await.unwrap();
+    script.start().await;
+    let text = script.streams.err().await;
+    println!("        {}", text.trim());
+    assert!(text.contains("exec /etc/notelf: exec format error"), "{text}");
+    assert_eq!(script.wait("").await.exit_status, 255);
+    script.delete().await;
+    // Created, never started.
+    let mut never = Container::create(&client, "bad", spec(&["true"])).await.unwrap();
+    never.delete().await;
+}
+
+pub async fn signals(client: Client) {
+    let script = "trap 'echo term; exit 5' TERM; echo ready; while :; do sleep 0.1; done";
+    let mut container = Container::create(&client, "sig", spec(&["sh", "-c", script])).await.unwrap();
+    container.start().await;
+    let mut ready = [0; 6];
+    container.streams.stdout.read_exact(&mut ready).await.unwrap();
+    container.kill("", 15, false).await.unwrap();
+    assert_eq!(container.streams.out().await, "term\n");
+    assert_eq!(container.wait("").await.exit_status, 5);
+    container.delete().await;
+    let mut container = sleeper(&client, "sig").await;
+    container.kill("", 9, true).await.unwrap();
+    assert_eq!(container.wait("").await.exit_status, 137);
+    container.delete().await;
+    // SIGPIPE is as the program expects it.
+    let grep = spec(&["grep", "-E", "Sig(Ign|Blk)", "/proc/self/status"]);
+    let (_, out, _) = Container::create(&client, "sig", grep).await.unwrap().finish().await;
+    assert!(out.contains("SigBlk:\t0000000000000000") && out.contains("SigIgn:\t0000000000000000"), "{out}");
+}
+
+pub async fn pause(client: Client) {
+    let mut container = sleeper(&client, "pau").await;
+    let name = api::ContainerRequest { container_id: "pau".into() };
+    container.client.pause(name.clone()).await.unwrap();
+    let refused = container.exec_with("e", process(&["true"]), false).await.err().unwrap();
+    assert_eq!(refused.code(), Code::FailedPrecondition);
+    container.client.resume(name).await.unwrap();
+    assert_eq!(container.exec("e2", &["true"]).await.0, 0);
+    container.end().await;
+}
+
+pub async fn restart(mut client: Client) {
+    for round in 0..5 {
+        assert_eq!(sh(&client, "again", &format!("exit {round}")).await.0, round);
+    }
+    let refused = client.remove_extent(api::RemoveExtentRequest { id: 9, disk: 0 }).await.unwrap_err();
+    assert_eq!(refused.code(), Code::NotFound);
+    let mut container = sleeper(&client, "user").await;
+    let layer = api::RemoveExtentRequest { id: 2, disk: 0 };
+    assert_eq!(client.remove_extent(layer).await.unwrap_err().code(), Code::FailedPrecondition);
+    container.end().await;
+    client.remove_extent(layer).await.unwrap();
+    let again = api::AddExtentRequest {
+        id: 2,
+        disk: 0,
+        offset: 64 << 20,
+        length: 16 << 20,
+        filesystem: "erofs".into(),
+    };
+    client.add_extent(again).await.unwrap();
+    assert_eq!(sh(&client, "again", "cat /etc/top").await.1, "layer two\n");
+    let left = std::fs::read_dir(ravelin_agent::paths::CONTAINERS).unwrap().count();
+    let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
+    assert_eq!((left, mounts.matches("overlay").count()), (0, 0), "{mounts}");
+}

@@ -1,0 +1,118 @@
+//! The cases: each a short story told to the agent by its host.
+
+mod exec;
+mod isolation;
+mod lifecycle;
+mod resources;
+mod stdio;
+mod volumes;
+
+use std::time::{Duration, Instant};
+
+use ravelin_proto::agent as api;
+use tonic::Code;
+
+use crate::host::{Client, connect};
+
+/// Runs every case whose name contains `CASE`, each in a process of its own, ends with the closing line of Rust's
+/// test runner, and restarts the guest.
+pub fn run() {
+    let begin = Instant::now();
+    let only = std::env::var("CASE").unwrap_or_default();
+    let (mut passed, mut failed, mut filtered) = (0, 0, 0);
+    // Every case builds on it.
+    let ready = in_child("set_up", set_up);
+    if ready {
+        passed += 1
+    } else {
+        failed += 1
+    }
+    macro_rules! cases {
+        ($($theme:ident::$case:ident),* $(,)?) => {$(
+            let name = concat!(stringify!($theme), "::", stringify!($case));
+            if !ready || !name.contains(&only) {
+                filtered += 1;
+            } else if in_child(name, $theme::$case) {
+                passed += 1;
+            } else {
+                failed += 1;
+            }
+        )*};
+    }
+    cases!(
+        lifecycle::plain_run,
+        lifecycle::errors,
+        lifecycle::signals,
+        lifecycle::pause,
+        stdio::output_apart,
+        stdio::big_output,
+        stdio::standard_input,
+        stdio::terminal,
+        stdio::user_terminal,
+        stdio::daemon_keeps_stdout,
+        exec::exec_cases,
+        exec::exec_terminal,
+        exec::exec_many,
+        isolation::isolation,
+        isolation::rootfs,
+        isolation::readonly,
+        isolation::devices,
+        isolation::tight_seccomp,
+        isolation::users,
+        isolation::shared_pids,
+        isolation::target_pids,
+        volumes::volumes,
+        volumes::subpaths,
+        resources::limits,
+        resources::oom,
+        resources::fork_bomb,
+        resources::stats,
+        lifecycle::restart,
+    );
+    println!(
+        "test result: {}. {passed} passed; {failed} failed; 0 ignored; 0 measured; {filtered} filtered out; finished in {:.2}s",
+        if failed == 0 { "ok" } else { "FAILED" },
+        begin.elapsed().as_secs_f64()
+    );
+    // SAFETY: a plain system call; QEMU ends where the guest restarts.
+    unsafe { libc::reboot(libc::RB_AUTOBOOT) };
+}
+
+fn in_child<F: Future<Output = ()>>(name: &str, case: impl FnOnce(Client) -> F) -> bool {
+    // SAFETY: this process has one thread.
+    let pid = unsafe { libc::fork() };
+    if pid == 0 {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            tokio::time::timeout(Duration::from_secs(300), async { case(connect().await).await })
+                .await
+                .expect("the case ends");
+        });
+        std::process::exit(0);
+    }
+    let mut status = 0;
+    // SAFETY: `status` lives through the call.
+    unsafe { libc::waitpid(pid, &raw mut status, 0) };
+    println!("test {name} ... {}", if status == 0 { "ok" } else { "FAILED" });
+    status == 0
+}
+
+async fn set_up(mut client: Client) {
+    let request = api::SetupSandboxRequest {
+        protocol_version: ravelin_proto::PROTOCOL_VERSION,
+        sandbox_id: "s".into(),
+        hostname: "pod-1".into(),
+        shared_pid_namespace: true,
+        sysctls: [("net.ipv4.ip_unprivileged_port_start".to_owned(), "80".to_owned())].into(),
+        ..Default::default()
+    };
+    let answer = client.setup_sandbox(request.clone()).await.unwrap().into_inner();
+    println!("guest kernel {}", answer.kernel_release);
+    assert_eq!(client.setup_sandbox(request).await.unwrap_err().code(), Code::FailedPrecondition);
+    for (id, offset) in [(1, 0), (2, 64 << 20)] {
+        let extent =
+            api::AddExtentRequest { id, disk: 0, offset, length: 16 << 20, filesystem: "erofs".into() };
+        client.add_extent(extent.clone()).await.unwrap();
+        client.add_extent(extent).await.unwrap();
+    }
+}

@@ -1,0 +1,138 @@
+//! Volumes.
+
+use std::time::Duration;
+
+use ravelin_proto::agent as api;
+use serde_json::{Value, json};
+use tokio::io::AsyncWriteExt;
+
+use crate::container::Container;
+use crate::host::{Client, spec};
+
+fn file(path: &str, text: &'static str) -> api::VolumeEntry {
+    let content = Some(api::volume_entry::Content::File(text.as_bytes().into()));
+    api::VolumeEntry { path: path.into(), mode: 0o644, uid: 0, gid: 0, content }
+}
+
+fn link(path: &str, to: &str) -> api::VolumeEntry {
+    let content = Some(api::volume_entry::Content::Symlink(to.into()));
+    api::VolumeEntry { path: path.into(), mode: 0o777, uid: 0, gid: 0, content }
+}
+
+fn pushed(spec_index: u32, volume: &str, sub_path: &str) -> api::MountSource {
+    let pushed = api::PushedVolume { volume: volume.into(), sub_path: sub_path.into() };
+    api::MountSource { spec_index, source: Some(api::mount_source::Source::Pushed(pushed)) }
+}
+
+fn empty_dir(spec_index: u32, name: &str, memory: bool, sub_path: &str) -> api::MountSource {
+    let dir = api::EmptyDir {
+        name: name.into(),
+        mode: 0o2770,
+        uid: 0,
+        gid: 2000,
+        memory,
+        size_bytes: if memory { 1 << 20 } else { 0 },
+        sub_path: sub_path.into(),
+    };
+    api::MountSource { spec_index, source: Some(api::mount_source::Source::EmptyDir(dir)) }
+}
+
+fn with_binds(mut spec: Value, binds: &[&str]) -> Value {
+    for bind in binds {
+        let mount = json!({"destination": bind, "type": "bind", "source": "", "options": ["rbind", "rprivate", "rw"]});
+        spec["mounts"].as_array_mut().unwrap().push(mount);
+    }
+    spec
+}
+
+pub async fn volumes(mut client: Client) {
+    let config = |version: &'static str, dir: &str| api::PushVolumeRequest {
+        volume: "config".into(),
+        entries: vec![file(&format!("{dir}/key"), version), link("..data", dir), link("key", "..data/key")],
+        single_file: false,
+        writable: false,
+    };
+    client.push_volume(config("one", "..1")).await.unwrap();
+    let hosts = |text| api::PushVolumeRequest {
+        volume: "hosts".into(),
+        entries: vec![file("", text)],
+        single_file: true,
+        writable: false,
+    };
+    client.push_volume(hosts("1.2.3.4 a\n")).await.unwrap();
+    let log = api::PushVolumeRequest {
+        volume: "log".into(),
+        single_file: true,
+        writable: true,
+        entries: vec![file("", "")],
+    };
+    client.push_volume(log).await.unwrap();
+    let script = "cat /cfg/key /etc/hosts; touch /cfg/x || echo ro; echo bye > /dev/termlog; \
+        stat -c '%a %g' /data /mem; df -k /mem | tail -1; echo shared > /data/f; echo shm > /dev/shm/f; \
+        read line; cat /cfg/key /etc/hosts";
+    let binds = with_binds(
+        spec(&["sh", "-c", script]),
+        &["/cfg", "/etc/hosts", "/dev/termlog", "/data", "/mem", "/dev/shm"],
+    );
+    let mut container = Container::create_with(&client, "vol", binds, false, |request| {
+        request.mounts = vec![
+            pushed(6, "config", ""),
+            pushed(7, "hosts", ""),
+            pushed(8, "log", ""),
+            empty_dir(9, "d", false, ""),
+            empty_dir(10, "m", true, ""),
+            api::MountSource { spec_index: 11, source: Some(api::mount_source::Source::Shm(api::Empty {})) },
+        ];
+    })
+    .await
+    .unwrap();
+    container.start().await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    client.push_volume(config("two", "..2")).await.unwrap();
+    client.push_volume(hosts("5.6.7.8 b\n")).await.unwrap();
+    container.streams.stdin.write_all(b"\n").await.unwrap();
+    let (out, err) = (container.streams.out().await, container.streams.err().await);
+    assert!(out.starts_with("one1.2.3.4 a\nro\n2770 2000\n2770 2000\n"), "{out} {err}");
+    assert!(out.contains(" 1024 ") && out.ends_with("two5.6.7.8 b\n"), "{out}");
+    let read = api::ReadVolumeRequest { volume: "log".into(), max_bytes: 4096 };
+    assert_eq!(&client.read_volume(read).await.unwrap().into_inner().data[..], b"bye\n");
+    container.end().await;
+    let again = with_binds(spec(&["sh", "-c", "cat /data/f /dev/shm/f"]), &["/data", "/dev/shm"]);
+    let container = Container::create_with(&client, "vol", again, false, |request| {
+        request.mounts = vec![
+            empty_dir(6, "d", false, ""),
+            api::MountSource { spec_index: 7, source: Some(api::mount_source::Source::Shm(api::Empty {})) },
+        ];
+    })
+    .await
+    .unwrap();
+    assert_eq!(container.finish().await.1, "shared\nshm\n");
+}
+
+pub async fn subpaths(mut client: Client) {
+    let config = api::PushVolumeRequest {
+        volume: "sub".into(),
+        entries: vec![file("..1/key", "inner"), link("..data", "..1"), link("key", "..data/key")],
+        single_file: false,
+        writable: false,
+    };
+    client.push_volume(config).await.unwrap();
+    let binds = with_binds(
+        spec(&["sh", "-c", "cat /one; echo x > /deep/f; ln -s /etc /deep/out; mount | grep -c /deep"]),
+        &["/one", "/deep"],
+    );
+    let container = Container::create_with(&client, "sub", binds, false, |request| {
+        request.mounts = vec![pushed(6, "sub", "key"), empty_dir(7, "s", false, "a/b")];
+    })
+    .await
+    .unwrap();
+    let (status, out, err) = container.finish().await;
+    assert_eq!((status, out.as_str()), (0, "inner1\n"), "{err}");
+    // A link a container left leads to the volume's own "etc", which does not exist, not to the guest's.
+    let again = with_binds(spec(&["sh", "-c", "ls -A /deep | wc -l"]), &["/deep"]);
+    let container = Container::create_with(&client, "sub", again, false, |request| {
+        request.mounts = vec![empty_dir(6, "s", false, "a/b/out/x")];
+    })
+    .await;
+    assert!(container.is_err());
+}
