@@ -23,9 +23,9 @@ pub fn run() {
     // Every case builds on it.
     let ready = in_child("set_up", set_up);
     if ready {
-        passed += 1
+        passed += 1;
     } else {
-        failed += 1
+        failed += 1;
     }
     macro_rules! cases {
         ($($theme:ident::$case:ident),* $(,)?) => {$(
