@@ -11,7 +11,6 @@ use ravelin_proto::agent as api;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use rustix::process::Pid;
 use rustix::system::{RebootCommand, reboot};
-use rustix::time::{ClockId, Timespec, clock_settime};
 use tokio::sync::broadcast;
 
 use crate::container::{Container, check_id, create};
@@ -23,7 +22,7 @@ use crate::process::Phase;
 use crate::reaper::{Exit, Reaper};
 use crate::spawner::{Request, Spawner};
 use crate::stdio::Registry;
-use crate::{network, paths};
+use crate::{clock, network, paths};
 
 /// Events kept for a listener that lags.
 const EVENT_BACKLOG: usize = 1024;
@@ -120,7 +119,7 @@ impl Agent {
             return Err(AgentError::WrongState("the guest is set up already".to_owned()));
         }
         if request.unix_nanos != 0 {
-            set_clock(request.unix_nanos)?;
+            clock::step(request.unix_nanos)?;
         }
         if !request.hostname.is_empty() {
             rustix::system::sethostname(request.hostname.as_bytes())
@@ -253,20 +252,6 @@ impl Agent {
             crate::log!("cannot power off: {error}");
         }
     }
-}
-
-/// Steps the wall clock.
-///
-/// # Errors
-///
-/// When the kernel refuses.
-pub fn set_clock(unix_nanos: u64) -> Result<()> {
-    const SECOND: u64 = 1_000_000_000;
-    let time = Timespec {
-        tv_sec: i64::try_from(unix_nanos / SECOND).unwrap_or(i64::MAX),
-        tv_nsec: i64::try_from(unix_nanos % SECOND).unwrap_or_default(),
-    };
-    clock_settime(ClockId::Realtime, time).attempt(|| format!("set the clock to {unix_nanos} ns"))
 }
 
 fn mount_shm(bytes: u64) -> Result<()> {

@@ -2,7 +2,9 @@
 //! pod's containers.
 
 pub mod agent;
+pub mod clock;
 pub mod container;
+pub mod dial;
 pub mod error;
 pub mod extents;
 pub mod init;
@@ -17,4 +19,5 @@ pub mod service;
 pub mod spawner;
 pub mod stdio;
 pub mod sysctl;
+pub mod trim;
 pub mod volumes;

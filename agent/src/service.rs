@@ -12,11 +12,11 @@ use ravelin_proto::agent::agent_server::Agent as Service;
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status};
 
-use crate::agent::{Agent, blocking, set_clock};
+use crate::agent::{Agent, blocking};
 use crate::container::{self, Container};
 use crate::error::{AgentError, Result};
 use crate::process::{self, Phase};
-use crate::{paths, volumes};
+use crate::{clock, dial, paths, volumes};
 
 /// Serves the agent to the host.
 #[derive(Debug, Clone)]
@@ -176,8 +176,12 @@ impl Service for AgentService {
         Ok(Response::new(api::ReadVolumeResponse { data: data.into() }))
     }
 
+    async fn dial(&self, request: Request<api::DialRequest>) -> Answer<api::Empty> {
+        empty(dial::dial(&self.0.streams, request.get_ref()).await)
+    }
+
     async fn set_clock(&self, request: Request<api::SetClockRequest>) -> Answer<api::Empty> {
-        empty(set_clock(request.get_ref().unix_nanos))
+        empty(clock::correct(request.get_ref().unix_nanos))
     }
 
     type EventsStream = Pin<Box<dyn Stream<Item = std::result::Result<api::Event, Status>> + Send>>;

@@ -236,6 +236,10 @@ fn own(file: &File, entry: &api::VolumeEntry) -> std::io::Result<()> {
 fn check_entry(entry: &api::VolumeEntry) -> Result<()> {
     let path = Path::new(&entry.path);
     let normal = |path: &Path| path.components().all(|part| matches!(part, Component::Normal(_)));
+    // The empty path is the volume's own directory.
+    if entry.path.is_empty() && matches!(entry.content, Some(Content::Directory(_))) {
+        return Ok(());
+    }
     if entry.path.is_empty() || !normal(path) {
         return Err(AgentError::Invalid(format!(
             "volume entry {:?} is not a plain relative path",

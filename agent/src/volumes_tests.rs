@@ -51,6 +51,19 @@ fn a_kubelet_directory_is_swapped_through_its_data_link() {
 }
 
 #[test]
+fn the_volumes_own_directory_has_the_hosts_mode() {
+    use std::os::unix::fs::PermissionsExt;
+    let root = tempfile::tempdir().unwrap();
+    let own = api::VolumeEntry { mode: 0o2750, ..dir("") };
+    for data in ["..1", "..2"] {
+        push(root.path(), &request(vec![own.clone(), dir(data), link("..data", data)])).unwrap();
+        assert_eq!(fs::metadata(root.path().join("v")).unwrap().permissions().mode() & 0o7777, 0o2750);
+    }
+    let file = file("", "text");
+    assert!(matches!(push(root.path(), &request(vec![file])), Err(AgentError::Invalid(_))));
+}
+
+#[test]
 fn a_plain_directory_follows_the_host() {
     let root = tempfile::tempdir().unwrap();
     push(root.path(), &request(vec![file("a", "1"), dir("d"), file("d/b", "2"), file("gone", "3")])).unwrap();

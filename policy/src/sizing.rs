@@ -18,9 +18,10 @@ const GIB_IN_MIB: u64 = 1 << 10;
 
 /// Largest number of vCPUs of a machine.
 const MAX_VCPUS: u64 = 32;
-/// Largest and smallest memory of a machine, in MiB.
+/// Largest memory of a machine, in MiB.
 const MAX_MEMORY_MIB: u64 = 128 * GIB_IN_MIB;
-const MIN_MEMORY_MIB: u64 = 128;
+/// Smallest memory of a machine, in MiB.
+pub const MIN_MEMORY_MIB: u64 = 128;
 
 /// One CPU size of Fargate's table, with the memory sizes that go with it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -18,7 +18,8 @@ fn thirty_layers_merge_as_the_image_says() {
          echo links=$(stat -c %h links/a) $([ $(stat -c %i links/a) = $(stat -c %i links/b) ] && echo same)
          echo null=$(stat -c '%F %t:%T' odd/null); echo text > odd/null && echo writable=yes
          echo setuid=$(stat -c %a odd/setuid); echo owned=$(stat -c '%a %u:%g' odd/owned); echo sticky=$(stat -c %a odd/sticky)
-         echo link=$(readlink odd/dangling); echo long=$(cat odd/nnnnn*); echo unicode=$(cat odd/*code*name); ls odd | sed -n 's/^/name=/p' | grep code",
+         echo link=$(readlink odd/dangling); echo long=$(cat odd/nnnnn*); echo unicode=$(cat odd/*code*name); ls odd | sed -n 's/^/name=/p' | grep code
+         echo devices=$(find / -xdev -exec stat -c %d {} + | sort -u | wc -l)",
     ));
     for (key, value) in [
         ("top", "29"),
@@ -37,6 +38,8 @@ fn thirty_layers_merge_as_the_image_says() {
         ("link", "/nowhere"),
         ("long", "a long name"),
         ("unicode", "unicode"),
+        // One file system for programs that look, however many layers hold its files.
+        ("devices", "1"),
     ] {
         assert_eq!(said[key], value, "{key}");
     }

@@ -124,7 +124,6 @@ fn the_pods_interface_is_the_one_that_the_network_plugin_made() {
 }
 
 #[test]
-#[ignore = "the shim does not relay forwarded ports yet"]
 fn a_forwarded_port_reaches_a_server_on_the_pods_loopback() {
     let host = Host::shared();
     let pod = host.pod().start();

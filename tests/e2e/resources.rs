@@ -1,6 +1,6 @@
 //! Limits that bite, and machines of the right size.
 
-use ravelin_tests::{Host, Pod, Run, eventually};
+use ravelin_tests::{Host, Pod, Run, Volume, eventually};
 use std::fs;
 use std::path::Path;
 
@@ -84,6 +84,31 @@ fn pods_see_the_size_that_the_table_says() {
         assert_size(&pod, 2, 4096);
         assert_eq!(processor_limit(&pod), None);
     }
+}
+
+#[test]
+fn a_pod_lives_in_the_memory_that_the_kubelet_sets_apart_for_it() {
+    let Some(host) = Host::shared_with_ravelin() else { return };
+    // 128 MiB of limits and 320 MiB of the RuntimeClass's overhead: far less than the table's 2 GB for one CPU.
+    let pod = host.pod().sized(1000, 128).allowed(448).start();
+    assert_size(&pod, 1, 384);
+    let cache = Volume::empty_dir(&pod, "cache");
+    // Each container leaves what it wrote in the guest's page cache: together more than the node would bear.
+    for round in 1..=4 {
+        let container =
+            pod.container().sh(&format!("head -c 110000000 /dev/zero > /cache/{round} && echo written"));
+        let container = container.set("/linux/resources/memory_limit_in_bytes", 128 << 20);
+        assert_eq!(
+            container.mount(&cache.path, "/cache", false).start().output(),
+            "written\n",
+            "round {round}"
+        );
+    }
+    assert_eq!(pod.state(), "SANDBOX_READY");
+    // What is too little for a machine is refused, with what to do.
+    let refused =
+        host.pod().sized(1000, 128).allowed(128).try_start().expect_err("128 MiB cannot hold a machine");
+    assert!(refused.contains("the node allows the pod 128 MiB") && refused.contains("overhead"), "{refused}");
 }
 
 #[track_caller]

@@ -1,7 +1,8 @@
 //! The volumes that a kubelet mounts into containers.
 
-use ravelin_tests::{Host, Volume, eventually};
+use ravelin_tests::{Host, Run, Volume, eventually};
 use std::fs;
+use std::os::unix::fs::{PermissionsExt, chown};
 
 #[test]
 fn config_maps_and_secrets_are_there_and_follow_their_updates() {
@@ -19,6 +20,9 @@ fn config_maps_and_secrets_are_there_and_follow_their_updates() {
         container.exec_sh("cd /etc/config; cat colour nested/file /etc/secret/password; ls"),
         "bluedeeps3cretcolour\nnested"
     );
+    // The kubelet gives a volume's directory to the pod's fsGroup.
+    chown(&config.path, None, Some(2000)).expect("the volume's folder can be given away");
+    fs::set_permissions(&config.path, fs::Permissions::from_mode(0o2770)).expect("the mode can be set");
     assert_ne!(container.exec(&["touch", "/etc/config/colour"]).code, 0, "a read-only volume is written");
     // A reader that keeps looking sees the old or the new, never nothing.
     let reader = container.exec_session(&[
@@ -31,6 +35,7 @@ fn config_maps_and_secrets_are_there_and_follow_their_updates() {
     secret.replace(&[("password", "changed"), ("another", "key")]);
     reader.hear("deeper");
     assert!(!reader.heard().contains("EMPTY") && !reader.heard().contains("No such"), "{}", reader.heard());
+    assert_eq!(container.exec_sh("stat -c '%a %u:%g' /etc/config"), "2770 0:2000");
     eventually("the secret's new key appears", || {
         let done = container.exec(&["sh", "-c", "cat /etc/secret/password /etc/secret/another"]);
         (done.text() == "changedkey").then_some(())
@@ -98,4 +103,22 @@ fn the_kubelets_hosts_file_is_mounted() {
         pod.container().sh("cat /etc/hosts; echo '10.1.1.1 added' >> /etc/hosts; tail -n 1 /etc/hosts");
     let container = container.mount(&file, "/etc/hosts", false).start();
     assert_eq!(container.output(), "127.0.0.1 localhost\n10.9.8.7 far.example\n10.1.1.1 added\n");
+}
+
+#[test]
+fn what_a_pod_deletes_is_given_back_to_the_nodes_disk() {
+    let Some(host) = Host::alone_with_ravelin() else { return };
+    let pod = host.pod().start();
+    let container = pod.container().idle().start();
+    let free = || {
+        let done = Run::new("df").args(["--output=avail", "-k", "/var/lib/ravelin"]).ok();
+        done.lines().last().and_then(|line| line.trim().parse::<u64>().ok()).expect("df says what is free")
+            >> 10
+    };
+    let before = free();
+    container.exec_sh("head -c 300000000 /dev/zero > /big && sync");
+    let full = free();
+    assert!(full + 200 < before, "300 MB were written and {before} MiB of free space became {full}");
+    container.exec_sh("rm /big && sync");
+    eventually("the space is given back", || (free() + 100 > before).then_some(()));
 }

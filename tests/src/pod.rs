@@ -16,6 +16,8 @@ pub struct PodSpec<'h> {
     host: &'h Host,
     handler: Handler,
     config: Value,
+    /// The memory limit of the pod's cgroup, in MiB.
+    allowed_mib: Option<u64>,
 }
 
 /// A pod that runs. Dropping it removes it and panics if it leaves anything behind.
@@ -52,7 +54,7 @@ impl<'h> PodSpec<'h> {
             },
         });
         // A whole CPU: the quarter that a pod gets unasked makes every step four times as slow.
-        Self { host, handler: Host::handler(), config }.sized(1000, 512)
+        Self { host, handler: Host::handler(), config, allowed_mib: None }.sized(1000, 512)
     }
 
     /// A pod that says nothing of its size.
@@ -87,6 +89,13 @@ impl<'h> PodSpec<'h> {
             .set("/linux/resources/memory_limit_in_bytes", memory_mib << 20)
     }
 
+    /// The kubelet's memory limit of the whole pod, in MiB: its containers' limits and the RuntimeClass's overhead.
+    #[must_use]
+    pub fn allowed(mut self, mib: u64) -> Self {
+        self.allowed_mib = Some(mib);
+        self
+    }
+
     /// All containers share one PID namespace.
     #[must_use]
     pub fn with_shared_pids(self) -> Self {
@@ -116,7 +125,7 @@ impl<'h> PodSpec<'h> {
         fs::create_dir_all(&folder).expect("the test's folder can be made");
         let logs = self.config["log_directory"].as_str().unwrap_or_default();
         fs::create_dir_all(logs).expect("the log folder can be made");
-        make_cgroups(self.config["linux"]["cgroup_parent"].as_str().unwrap_or_default());
+        make_cgroups(self.config["linux"]["cgroup_parent"].as_str().unwrap_or_default(), self.allowed_mib);
         let file = folder.join("pod.json");
         fs::write(&file, self.config.to_string()).expect("the pod's configuration can be written");
         let done = Run::crictl().args(["runp", "--runtime", self.handler.name()]).arg(&file).run();
@@ -288,7 +297,7 @@ pub(crate) fn set(config: &mut Value, pointer: &str, value: Value) {
 }
 
 /// Makes the pod's cgroup, as the kubelet does before it runs a pod.
-fn make_cgroups(parent: &str) {
+fn make_cgroups(parent: &str, allowed_mib: Option<u64>) {
     let roots: Vec<PathBuf> = if Host::has_cgroup2() {
         vec![PathBuf::from("/sys/fs/cgroup")]
     } else {
@@ -303,6 +312,12 @@ fn make_cgroups(parent: &str) {
             }
             at = at.join(part);
             fs::create_dir_all(&at).unwrap_or_else(|error| panic!("cannot make {}: {error}", at.display()));
+        }
+        if let Some(mib) = allowed_mib {
+            let files = ["memory.max", "memory.limit_in_bytes"].map(|file| at.join(file));
+            for file in files.iter().filter(|file| file.exists()) {
+                fs::write(file, (mib << 20).to_string()).expect("the pod's memory can be limited");
+            }
         }
     }
 }

@@ -54,6 +54,8 @@ fn overlay(lower: &[PathBuf], upper: &Path, work: &Path, target: &Path) -> io::R
     }
     fsconfig_set_string(&context, c"upperdir", upper)?;
     fsconfig_set_string(&context, c"workdir", work)?;
+    // Each layer is a file system of its own; files must still look as if they were on one.
+    fsconfig_set_string(&context, c"xino", c"on")?;
     // The upper directory lives no longer than the machine, so nothing is gained by writing it out in order.
     fsconfig_set_flag(&context, c"volatile")?;
     fsconfig_create(&context)?;

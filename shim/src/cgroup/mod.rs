@@ -9,14 +9,14 @@ mod remove;
 mod tests;
 
 use std::error::Error as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use cgroups_rs::CgroupPid;
 use cgroups_rs::fs::cpu::CpuController;
 use cgroups_rs::fs::error::Error;
 use cgroups_rs::fs::memory::MemController;
 use cgroups_rs::fs::pid::PidController;
-use cgroups_rs::fs::{Cgroup, MaxValue, hierarchies};
+use cgroups_rs::fs::{Cgroup, Controller, MaxValue, hierarchies};
 
 /// The v1 hierarchies a machine is put into.
 const V1_CONTROLLERS: [&str; 6] = ["blkio", "cpu", "cpuacct", "cpuset", "memory", "pids"];
@@ -121,6 +121,21 @@ impl PodCgroup {
             path: self.path.clone(),
             reason: error.to_string(),
         })
+    }
+
+    /// The least memory that a cgroup above this one allows, in bytes; `None` where none has a limit.
+    ///
+    /// The kubelet limits a pod there, by its containers' limits and the RuntimeClass's overhead.
+    #[must_use]
+    pub fn memory_allowed_above(&self) -> Option<u64> {
+        let hierarchy = hierarchies::auto();
+        let file = if hierarchy.v2() { "memory.max" } else { "memory.limit_in_bytes" };
+        let handle = self.handle();
+        let directory = handle.controller_of::<MemController>()?.path();
+        let above = directory.ancestors().skip(1).take_while(|above| above.starts_with(hierarchy.root()));
+        // No limit is a word in v2, and a number near 2^63 in v1.
+        let limit = |above: &Path| std::fs::read_to_string(above.join(file)).ok()?.trim().parse().ok();
+        above.filter_map(limit).filter(|bytes| *bytes < 1 << 62).min()
     }
 
     fn handle(&self) -> Cgroup {

@@ -22,7 +22,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ravelin_proto::STREAM_PORT;
 use ravelin_vmm::control::{Answer, Command, Extent, ExtentDisk, MachineConfig, Metrics};
+use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -240,6 +242,17 @@ impl Machine {
         let ours = UnixStream::from_std(ours).map_err(plumbing)?;
         self.done("connect", Command::Connect { port }, &[theirs.as_fd()], deadline).await?;
         Ok(ours)
+    }
+
+    /// Opens a raw stream into the guest, for the agent to find by its `id` (not 0).
+    ///
+    /// # Errors
+    /// As for [`Machine::connect`].
+    pub async fn open_stream(&self, id: u64) -> Result<UnixStream, MachineError> {
+        let mut stream = self.connect(STREAM_PORT).await?;
+        let named = stream.write_all(&id.to_le_bytes()).await;
+        named.map_err(|source| MachineError::Send { command: "stream", source })?;
+        Ok(stream)
     }
 
     /// Maps a file into an extent disk.

@@ -6,8 +6,10 @@
 //! stack behind it never answers in the guest's place.
 
 mod guest;
+mod loopback;
 mod netns;
 mod redirect;
+mod sk_lookup;
 mod tap;
 #[cfg(test)]
 mod tests;
@@ -18,6 +20,8 @@ use std::path::{Path, PathBuf};
 
 use ravelin_proto::agent::{Interface, Neighbour, Route};
 use rtnetlink::LinkUnspec;
+
+pub use loopback::Loopback;
 
 /// Name of the tap in the pod's network namespace.
 pub const TAP_NAME: &str = "ravelin0";
@@ -94,6 +98,8 @@ pub struct GuestNetwork {
 pub struct Attachment {
     /// What the guest is told.
     pub guest: GuestNetwork,
+    /// The host's way to the pod's loopback address, where the node's kernel has one to offer.
+    pub loopback: Option<Loopback>,
     taps: Vec<OwnedFd>,
     netns: PathBuf,
 }
@@ -126,7 +132,14 @@ pub async fn attach(netns: &Path, queues: u8) -> Result<Attachment, NetworkError
         if joined.is_err() {
             let _ = redirect::remove(&handle).await;
         }
-        joined.map(|(guest, taps)| Attachment { guest, taps, netns: path })
+        let (guest, taps) = joined?;
+        // A pod whose ports cannot be forwarded is still a pod.
+        let loopback = Loopback::listen()
+            .inspect_err(|error| {
+                tracing::warn!("ports of the pod in {} cannot be forwarded: {error}", path.display());
+            })
+            .ok();
+        Ok(Attachment { guest, loopback, taps, netns: path })
     })
     .await
 }

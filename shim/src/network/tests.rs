@@ -299,3 +299,36 @@ fn routes_that_the_kernel_makes_or_other_tables_hold_are_left_out() {
     assert_eq!(guest::guest_routes(&messages, 2, "eth0").len(), 1);
     assert!(guest::guest_routes(&messages, 3, "eth0").is_empty());
 }
+
+#[tokio::test]
+async fn a_connection_to_any_port_of_the_namespaces_loopback_is_taken_with_the_port_that_was_meant() {
+    let Some(pair) = Pair::new("fwd") else { return };
+    let mut attachment = attach(&pair.path(), 1).await.unwrap();
+    let loopback = attachment.loopback.take().unwrap();
+    let serving = tokio::spawn(loopback.serve(|mut stream, port| async move {
+        tokio::io::AsyncWriteExt::write_all(&mut stream, &port.to_be_bytes()).await.unwrap();
+    }));
+    for port in [1_u16, 80, 65535] {
+        let namespace = File::open(pair.path()).unwrap();
+        let said = std::thread::spawn(move || {
+            netns::enter(&namespace).unwrap();
+            let mut stream = std::net::TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap();
+            let mut said = Vec::new();
+            stream.read_to_end(&mut said).unwrap();
+            said
+        });
+        let said = tokio::task::spawn_blocking(|| said.join().unwrap()).await.unwrap();
+        assert_eq!(said, port.to_be_bytes());
+    }
+    // With it goes the listener of all ports.
+    serving.abort();
+    assert!(serving.await.unwrap_err().is_cancelled());
+    let namespace = File::open(pair.path()).unwrap();
+    let refused = std::thread::spawn(move || {
+        netns::enter(&namespace).unwrap();
+        std::net::TcpStream::connect((Ipv4Addr::LOCALHOST, 80)).unwrap_err().kind()
+    });
+    let refused = tokio::task::spawn_blocking(|| refused.join().unwrap()).await.unwrap();
+    assert_eq!(refused, std::io::ErrorKind::ConnectionRefused);
+    attachment.detach().await.unwrap();
+}

@@ -2,20 +2,19 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use ravelin_proto::PROTOCOL_VERSION;
 use ravelin_proto::agent::SetupSandboxRequest;
 use ravelin_vmm::control::{MachineConfig, Metrics};
 
 use super::plan::Plan;
-use super::{Pod, Resources};
+use super::{Pod, Resources, clock, port_forward};
 use crate::agent::{Agent, AgentError};
 use crate::cgroup::{CgroupError, Limits, PodCgroup};
 use crate::config::Config;
 use crate::error::bounded;
 use crate::machine::{self, BootFds, Machine, MachineError, SpawnConfig};
-use crate::network::{self, GuestNetwork, NetworkError};
+use crate::network::{self, Attachment, NetworkError};
 use crate::rootfs::{RootfsError, scratch};
 use crate::state::{ProcessRef, State, StateDir};
 
@@ -75,7 +74,7 @@ pub(super) async fn machine(
     state: &mut State,
     directory: &StateDir,
     resources: &mut Resources,
-) -> Result<(Machine, GuestNetwork), BootError> {
+) -> Result<(Machine, Attachment), BootError> {
     let save = |state: &State| {
         let path = directory.path().to_owned();
         directory.save(state).map_err(|source| BootError::State { path, source })
@@ -145,7 +144,7 @@ pub(super) async fn machine(
     };
     let fds = BootFds { kvm, kernel, initramfs, scratch: scratch.into(), taps, console };
     machine.boot(shape, fds).await.map_err(BootError::Machine)?;
-    Ok((machine, attachment.guest))
+    Ok((machine, attachment))
 }
 
 /// Waits for the agent and sets the pod up in it.
@@ -153,13 +152,13 @@ pub(super) async fn agent(
     plan: &Plan,
     config: &Config,
     machine: Machine,
-    network: GuestNetwork,
+    attachment: Attachment,
 ) -> Result<Arc<Pod>, BootError> {
     let patience = config.boot_deadline();
     let agent = Agent::connect(&machine, patience, config.call_deadline())
         .await
         .map_err(|source| BootError::Agent { seconds: patience.as_secs(), source })?;
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let network = attachment.guest;
     let request = SetupSandboxRequest {
         protocol_version: PROTOCOL_VERSION,
         sandbox_id: plan.sandbox_id.clone(),
@@ -168,7 +167,7 @@ pub(super) async fn agent(
         routes: network.routes,
         neighbours: network.neighbours,
         sysctls: plan.sysctls.clone(),
-        unix_nanos: u64::try_from(now.as_nanos()).unwrap_or(0),
+        unix_nanos: clock::unix_nanos(),
         shm_bytes: 0,
         shared_pid_namespace: true,
     };
@@ -192,7 +191,12 @@ pub(super) async fn agent(
     if let Ok(metrics) = metrics {
         log_counters(&plan.sandbox_id, &metrics);
     }
-    Ok(Arc::new(Pod::new(plan, config, agent)))
+    let pod = Arc::new(Pod::new(plan, config, agent));
+    tokio::spawn(clock::follow(pod.agent.clone()));
+    if let Some(loopback) = attachment.loopback {
+        tokio::spawn(port_forward::serve(Arc::clone(&pod), loopback));
+    }
+    Ok(pod)
 }
 
 /// Writes down what the boot took: times since the machine's process started, VM exits by kind up to the agent's mark.

@@ -1,7 +1,9 @@
 //! One pod: its machine, what belongs to it on the host, and the task that containerd takes for its pause container.
 
 pub mod boot;
+mod clock;
 pub mod plan;
+mod port_forward;
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -135,7 +137,7 @@ impl Sandbox {
     ) -> Result<Arc<Self>, TaskError> {
         let mut resources = Resources::default();
         let booted = boot::machine(&plan, config, &mut state, directory, &mut resources).await;
-        let (machine, network) = match booted {
+        let (machine, attachment) = match booted {
             Ok(booted) => booted,
             Err(error) => {
                 resources.remove().await;
@@ -144,7 +146,7 @@ impl Sandbox {
         };
         let booting = {
             let (plan, config, machine) = (plan.clone(), Arc::clone(config), machine.clone());
-            tokio::spawn(async move { boot::agent(&plan, &config, machine, network).await })
+            tokio::spawn(async move { boot::agent(&plan, &config, machine, attachment).await })
         };
         let sandbox = Arc::new(Self {
             id: plan.sandbox_id,

@@ -4,9 +4,9 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::Spec;
-use ravelin_policy::{SandboxResources, SandboxView, Size, check_sandbox, size};
+use ravelin_policy::{MIN_MEMORY_MIB, SandboxResources, SandboxView, Size, check_sandbox, size};
 
-use crate::cgroup::Limits;
+use crate::cgroup::{Limits, PodCgroup};
 use crate::config::Config;
 use crate::error::TaskError;
 use crate::spec;
@@ -21,7 +21,7 @@ pub struct Plan {
     pub sandbox_id: String,
     /// Kubernetes's UID of the pod; may be empty.
     pub pod_uid: String,
-    /// Hostname; may be empty.
+    /// Hostname.
     pub hostname: String,
     /// The network namespace the CNI has set up.
     pub netns: PathBuf,
@@ -48,7 +48,12 @@ impl Plan {
         let resources = SandboxResources::from_annotations(|key| spec::annotation(spec, key));
         let size = size(resources.requests(), &config.sizing)
             .map_err(|error| TaskError::Refused(error.to_string()))?;
-        let hostname = spec.hostname().clone().unwrap_or_default();
+        // A pod without a name of its own has the node's, as with runc.
+        let hostname = spec
+            .hostname()
+            .clone()
+            .filter(|name| !name.is_empty())
+            .unwrap_or_else(|| rustix::system::uname().nodename().to_string_lossy().into_owned());
         if hostname.len() > MAX_HOSTNAME {
             return Err(TaskError::InvalidArgument(format!(
                 "the pod's hostname {hostname:?} is longer than {MAX_HOSTNAME} bytes"
@@ -71,6 +76,36 @@ impl Plan {
             cpu_shares: shares,
             host_ipc: view.host_ipc,
         })
+    }
+
+    /// Makes the machine no larger than the cgroups above the pod's allow (`allowed` bytes), if they have a limit.
+    ///
+    /// The kubelet's limit is the containers' limits and the RuntimeClass's overhead, which can be less than a row of
+    /// Fargate's table. A guest takes all the memory it is given, for its page cache if for nothing else: one with more
+    /// than the node has set apart would be killed with everything in it.
+    ///
+    /// # Errors
+    /// When what is allowed is too little for a guest.
+    fn fit(&mut self, allowed: Option<u64>, config: &Config) -> Result<(), TaskError> {
+        let Some(allowed_mib) = allowed.map(|bytes| bytes >> 20) else { return Ok(()) };
+        let room = allowed_mib.saturating_sub(u64::from(config.vmm.overhead_mib));
+        if room >= u64::from(self.size.memory_mib) {
+            return Ok(());
+        }
+        if room < MIN_MEMORY_MIB {
+            return Err(TaskError::Failed(format!(
+                "the node allows the pod {allowed_mib} MiB of memory, too little for a machine: {} MiB for its process and {MIN_MEMORY_MIB} MiB for its guest at least; give the RuntimeClass an overhead of 320Mi of memory",
+                config.vmm.overhead_mib
+            )));
+        }
+        tracing::info!(
+            sandbox = self.sandbox_id,
+            wanted_mib = self.size.memory_mib,
+            given_mib = room,
+            "the machine gets less memory: the node allows the pod {allowed_mib} MiB"
+        );
+        self.size.memory_mib = u32::try_from(room).unwrap_or(u32::MAX);
+        Ok(())
     }
 
     /// The limits of the pod's cgroup, in which the machine runs.
@@ -109,7 +144,10 @@ impl Plan {
 /// As [`Plan::new`], or a spec that cannot be read.
 pub fn read(sandbox_id: &str, bundle: &Path, config: &Config) -> Result<Plan, TaskError> {
     let spec = spec::load(bundle).map_err(TaskError::failed)?;
-    Plan::new(sandbox_id, &spec, config)
+    let mut plan = Plan::new(sandbox_id, &spec, config)?;
+    let cgroup = PodCgroup::open(&plan.cgroups_path).map_err(TaskError::failed)?;
+    plan.fit(cgroup.memory_allowed_above(), config)?;
+    Ok(plan)
 }
 
 #[cfg(test)]
@@ -153,6 +191,21 @@ mod tests {
             error,
             "Pod not supported on Fargate: fields not supported: HostNetwork, HostPID, HostIPC"
         );
+    }
+
+    #[test]
+    fn a_machine_is_no_larger_than_the_node_allows_the_pod() {
+        let config = Config::default();
+        let annotations = json!({ SandboxResources::MEMORY: (512_u64 << 20).to_string() });
+        let mut plan = Plan::new("abc", &sandbox(annotations, own_namespaces()), &config).unwrap();
+        assert_eq!(plan.size.memory_mib, 1024);
+        for (allowed_mib, memory_mib) in [(None, 1024), (Some(1088), 1024), (Some(832), 768)] {
+            plan.fit(allowed_mib.map(|mib: u64| mib << 20), &config).unwrap();
+            assert_eq!(plan.size.memory_mib, memory_mib);
+        }
+        assert_eq!(plan.limits(&config).memory_bytes, Some(832 << 20));
+        let error = plan.fit(Some(191 << 20), &config).unwrap_err().to_string();
+        assert!(error.contains("191 MiB") && error.contains("overhead"), "{error}");
     }
 
     #[test]

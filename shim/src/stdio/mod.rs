@@ -14,9 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use ravelin_proto::STREAM_PORT;
 use ravelin_proto::agent::Stdio;
-use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 use tokio::net::unix::pipe;
 use tokio::sync::watch;
@@ -54,15 +52,6 @@ pub enum StdioError {
         /// Why.
         #[source]
         source: MachineError,
-    },
-    /// The stream broke at once.
-    #[error("cannot name the process's {stream} to the pod's machine")]
-    Name {
-        /// stdin, stdout or stderr.
-        stream: &'static str,
-        /// Why.
-        #[source]
-        source: io::Error,
     },
 }
 
@@ -245,10 +234,8 @@ async fn stream(machine: &Machine, name: &'static str, id: u64) -> Result<Option
     if id == 0 {
         return Ok(None);
     }
-    let mut stream =
-        machine.connect(STREAM_PORT).await.map_err(|source| StdioError::Connect { stream: name, source })?;
-    stream.write_all(&id.to_le_bytes()).await.map_err(|source| StdioError::Name { stream: name, source })?;
-    Ok(Some(stream))
+    let opened = machine.open_stream(id).await;
+    opened.map(Some).map_err(|source| StdioError::Connect { stream: name, source })
 }
 
 #[cfg(test)]

@@ -63,6 +63,7 @@ fn read_once(path: &str, roots: &Roots) -> Result<Option<Tree>, VolumeError> {
         }
         FileType::Directory => {
             let data = reader.link(&root, DATA)?;
+            reader.push(String::new(), &stat, Content::Directory(Empty {}))?;
             reader.directory("", &root, 0, data.as_deref())?;
             let same = reader.link(&root, DATA)? == data;
             Ok(same.then_some(Tree { single_file: false, entries: reader.entries }))

@@ -1,0 +1,55 @@
+//! Connections that the host makes to the pod's loopback address: `kubectl port-forward` is containerd connecting to
+//! `localhost` inside the pod's network namespace, where a container would listen. The pod listens in its guest.
+
+use std::fs::File;
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::os::fd::{AsFd, OwnedFd};
+
+use tokio::net::TcpStream;
+
+use super::sk_lookup;
+
+/// The one listener for all ports of a namespace's loopback address, over IPv4.
+///
+/// Frames of the network never come to it: they go to the machine before the namespace's stack sees them. What it takes
+/// was made by somebody inside the namespace, and that is the host.
+#[derive(Debug)]
+pub struct Loopback {
+    listener: TcpListener,
+    /// The program that brings the connections; it goes when this is closed.
+    _link: OwnedFd,
+}
+
+impl Loopback {
+    /// Listens in the network namespace of the calling thread.
+    pub(super) fn listen() -> io::Result<Self> {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+        listener.set_nonblocking(true)?;
+        let netns = File::open("/proc/thread-self/ns/net")?;
+        let link = sk_lookup::attach(netns.as_fd(), listener.as_fd())?;
+        Ok(Self { listener, _link: link })
+    }
+
+    /// Calls `take` with every connection and the port it was made to, for ever.
+    ///
+    /// # Errors
+    /// When the runtime does not take the socket, or the kernel has no connections to give any more.
+    pub async fn serve<F>(self, take: impl Fn(TcpStream, u16) -> F) -> io::Result<()>
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let listener = tokio::net::TcpListener::from_std(self.listener)?;
+        loop {
+            let stream = match listener.accept().await {
+                Ok((stream, _)) => stream,
+                // It went away before it was taken.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => continue,
+                Err(error) => return Err(error),
+            };
+            if let Ok(port) = stream.local_addr().as_ref().map(SocketAddr::port) {
+                tokio::spawn(take(stream, port));
+            }
+        }
+    }
+}

@@ -1,0 +1,65 @@
+//! The guest's wall clock follows the host's.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::time::{Duration, SystemTime};
+
+use ravelin_proto::agent::SetClockRequest;
+use rustix::time::{
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
+};
+use tokio::io::unix::AsyncFd;
+
+use crate::agent::Agent;
+use crate::error::chain;
+
+/// How often the guest is told the time while nobody sets the host's clock: its own drifts by some ten parts in a million.
+const PERIOD: Duration = Duration::from_secs(60);
+
+/// The host's wall clock, in nanoseconds since 1970.
+pub(super) fn unix_nanos() -> u64 {
+    u64::try_from(since_1970().as_nanos()).unwrap_or_default()
+}
+
+fn since_1970() -> Duration {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()
+}
+
+/// Tells the guest the time every minute, and at once when somebody sets the host's clock, until the machine ends.
+pub(super) async fn follow(agent: Agent) {
+    let machine = agent.machine().clone();
+    tokio::select! {
+        _ = machine.wait() => {}
+        followed = tell(&agent) => {
+            if let Err(error) = followed {
+                tracing::warn!("the guest's clock does not follow the host's any more: {error}");
+            }
+        }
+    }
+}
+
+async fn tell(agent: &Agent) -> io::Result<()> {
+    let timer = timerfd_create(TimerfdClockId::Realtime, TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC)?;
+    // SAFETY: an OwnedFd stays open, and the same, as long as the AsyncFd owns it.
+    let timer = unsafe { AsyncFd::register(timer) }?;
+    loop {
+        set(timer.get_ref())?;
+        timer.readable().await?.clear_ready();
+        let request = SetClockRequest { unix_nanos: unix_nanos() };
+        let mut client = agent.client();
+        if let Err(error) = agent.call("set the clock", client.set_clock(request)).await {
+            tracing::warn!("{}", chain(&error));
+        }
+    }
+}
+
+/// Sets the timer one period ahead on the wall clock. It becomes readable then, or when the clock is set
+/// (`TFD_TIMER_CANCEL_ON_SET`, timerfd_create(2)).
+fn set(timer: &OwnedFd) -> io::Result<()> {
+    let at = since_1970() + PERIOD;
+    let at =
+        Timespec { tv_sec: at.as_secs().try_into().unwrap_or(i64::MAX), tv_nsec: at.subsec_nanos().into() };
+    let once = Itimerspec { it_interval: Timespec::default(), it_value: at };
+    timerfd_settime(timer, TimerfdTimerFlags::ABSTIME | TimerfdTimerFlags::CANCEL_ON_SET, &once)?;
+    Ok(())
+}
