@@ -138,6 +138,17 @@ impl PodCgroup {
         above.filter_map(limit).filter(|bytes| *bytes < 1 << 62).min()
     }
 
+    /// Whether the node's kernel has killed a process of the cgroup for memory.
+    #[must_use]
+    pub fn oom_killed(&self) -> bool {
+        let file = if hierarchies::auto().v2() { "memory.events" } else { "memory.oom_control" };
+        let handle = self.handle();
+        let Some(memory) = handle.controller_of::<MemController>() else { return false };
+        let events = std::fs::read_to_string(memory.path().join(file)).unwrap_or_default();
+        let kills = events.lines().find_map(|line| line.strip_prefix("oom_kill "));
+        kills.is_some_and(|kills| kills.trim() != "0")
+    }
+
     fn handle(&self) -> Cgroup {
         let hierarchy = hierarchies::auto();
         if hierarchy.v2() {

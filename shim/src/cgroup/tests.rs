@@ -68,6 +68,18 @@ async fn a_process_is_limited_killed_and_gone() {
     assert_eq!(memory, (64 << 20).to_string());
     assert!(read("cpu.max") == "25000 100000" || read("cpu.cfs_quota_us") == "25000");
 
+    assert_eq!(cgroup.memory_allowed_above(), None);
+    for directory in &directories {
+        let above = directory.parent().unwrap();
+        for file in ["memory.max", "memory.limit_in_bytes"].map(|file| above.join(file)) {
+            if file.exists() {
+                std::fs::write(file, (80 << 20).to_string()).unwrap();
+            }
+        }
+    }
+    assert_eq!(cgroup.memory_allowed_above(), Some(80 << 20));
+    assert!(!cgroup.oom_killed());
+
     let mut child = Command::new("sleep").arg("1000").stdin(Stdio::null()).spawn().unwrap();
     cgroup.add(child.id()).unwrap();
     assert!(read("cgroup.procs").lines().any(|pid| pid == child.id().to_string()));

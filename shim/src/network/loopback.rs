@@ -5,10 +5,14 @@ use std::fs::File;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
 
 use tokio::net::TcpStream;
 
 use super::sk_lookup;
+
+/// Pause before the next connection is taken when one could not be.
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// The one listener for all ports of a namespace's loopback address, over IPv4.
 ///
@@ -34,7 +38,7 @@ impl Loopback {
     /// Calls `take` with every connection and the port it was made to, for ever.
     ///
     /// # Errors
-    /// When the runtime does not take the socket, or the kernel has no connections to give any more.
+    /// When the runtime does not take the socket.
     pub async fn serve<F>(self, take: impl Fn(TcpStream, u16) -> F) -> io::Result<()>
     where
         F: Future<Output = ()> + Send + 'static,
@@ -43,9 +47,12 @@ impl Loopback {
         loop {
             let stream = match listener.accept().await {
                 Ok((stream, _)) => stream,
-                // It went away before it was taken.
-                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => continue,
-                Err(error) => return Err(error),
+                Err(error) => {
+                    // It went away before it was taken, or there are no descriptors left for now.
+                    tracing::debug!("cannot take a connection to a pod's loopback address: {error}");
+                    tokio::time::sleep(PAUSE).await;
+                    continue;
+                }
             };
             if let Ok(port) = stream.local_addr().as_ref().map(SocketAddr::port) {
                 tokio::spawn(take(stream, port));

@@ -273,7 +273,9 @@ impl Sandbox {
         let exit = self.machine.wait().await;
         let asked = self.asked.load(Ordering::Acquire);
         if asked == UNASKED {
-            tracing::error!(sandbox = self.id, "the pod's machine has ended unasked: {exit}");
+            let short = lock(&self.resources).cgroup.as_ref().is_some_and(PodCgroup::oom_killed);
+            let why = if short { ": the node's kernel killed it for memory" } else { "" };
+            tracing::error!(sandbox = self.id, "the pod's machine has ended unasked: {exit}{why}");
         } else {
             tracing::info!(sandbox = self.id, "the pod's machine has ended: {exit}");
         }

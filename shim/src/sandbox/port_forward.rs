@@ -5,11 +5,11 @@ use std::sync::atomic::Ordering;
 
 use ravelin_proto::agent::DialRequest;
 use tokio::io::copy_bidirectional;
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::Semaphore;
 
 use super::Pod;
-use crate::error::chain;
+use crate::error::TaskError;
 use crate::network::Loopback;
 
 /// Most connections at a time; further ones wait.
@@ -35,33 +35,34 @@ pub(super) async fn serve(pod: Arc<Pod>, loopback: Loopback) {
         _ = machine.wait() => {}
         served = served => {
             if let Err(error) = served {
-                tracing::warn!(sandbox = pod.sandbox_id, "ports are not forwarded any more: {error}");
+                tracing::warn!(sandbox = pod.sandbox_id, "ports cannot be forwarded: {error}");
             }
         }
     }
 }
 
 /// Carries one connection, to its end.
-async fn carry(pod: &Pod, mut stream: TcpStream, port: u16) -> Result<(), String> {
-    let carried = async {
-        let id = pod.next_stream.fetch_add(1, Ordering::Relaxed);
-        let guest = pod.agent.machine().open_stream(id).await.map_err(|error| chain(&error))?;
-        let request = DialRequest { port: u32::from(port), stream: id };
-        let mut client = pod.agent.client();
-        pod.agent.call("connect to a port", client.dial(request)).await.map_err(|error| chain(&error))?;
-        Ok(guest)
-    };
-    let carried: Result<_, String> = carried.await;
-    match carried {
-        Ok(mut guest) => {
-            // Either end may break off; that is its own affair.
-            let _ = copy_bidirectional(&mut stream, &mut guest).await;
-            Ok(())
-        }
+async fn carry(pod: &Pod, mut stream: TcpStream, port: u16) -> Result<(), TaskError> {
+    let mut guest = match connect(pod, port).await {
+        Ok(guest) => guest,
         Err(error) => {
-            // Nobody listens: the other end sees a reset, which is as near to a refusal as an accepted connection gets.
+            // The other end sees a reset, which is as near to a refusal as a connection gets that was taken.
             let _ = stream.set_zero_linger();
-            Err(error)
+            return Err(error);
         }
-    }
+    };
+    // Either end may break off; that is its own affair.
+    let _ = copy_bidirectional(&mut stream, &mut guest).await;
+    Ok(())
+}
+
+/// A stream that the agent has connected to a port of the guest's loopback address.
+async fn connect(pod: &Pod, port: u16) -> Result<UnixStream, TaskError> {
+    let id = pod.next_stream.fetch_add(1, Ordering::Relaxed);
+    let guest = pod.agent.machine().open_stream(id).await.map_err(TaskError::failed)?;
+    let request = DialRequest { port: u32::from(port), stream: id };
+    let mut client = pod.agent.client();
+    let dialed = pod.agent.call("connect to a port", client.dial(request)).await;
+    dialed.map_err(TaskError::failed)?;
+    Ok(guest)
 }
