@@ -87,6 +87,13 @@ impl Cgroup {
         Ok(())
     }
 
+    /// The limit of processes, if as many are there.
+    #[must_use]
+    pub fn reached_pids_limit(&self) -> Option<u64> {
+        let limit = self.number("pids.max", u64::MAX);
+        (limit != 0 && self.number("pids.current", 0) >= limit).then_some(limit)
+    }
+
     /// Processes in it and in cgroups below it.
     ///
     /// # Errors

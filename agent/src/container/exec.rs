@@ -118,7 +118,12 @@ fn build(
     };
     let done = create::run(agent, container, process, id, &request, uid, plan.endpoints);
     let _ = fs::remove_file(&file);
-    done.map_err(|error| AgentError::Failed(format!("start {}: {error}", process.name())))
+    done.map_err(|error| {
+        // What the builder says when it cannot fork does not tell why.
+        let limit = container.cgroup.reached_pids_limit();
+        let limit = limit.map(|most| format!(" (the container is at its limit of {most} processes)"));
+        AgentError::Failed(format!("start {}: {error}{}", process.name(), limit.unwrap_or_default()))
+    })
 }
 
 /// Deletes an exec that has ended, or was never started.

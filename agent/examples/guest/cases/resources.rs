@@ -6,7 +6,7 @@ use ravelin_proto::agent as api;
 use serde_json::json;
 
 use crate::container::{Container, sh, sleeper};
-use crate::host::{Client, spec};
+use crate::host::{Client, process, spec};
 
 pub async fn limits(client: Client) {
     let mut limited = spec(&["sleep", "1000"]);
@@ -26,6 +26,19 @@ pub async fn limits(client: Client) {
     };
     container.client.update(update).await.unwrap();
     assert_eq!(container.exec("e", &show).await.1, "134217728\n20\n50000 100000\n1\n");
+    // An exec into a container that is full says so.
+    let fill = ["sh", "-c", "for i in $(seq 30); do sleep 1000 & done; sleep 1000"];
+    let _full = container.exec_with("fill", process(&fill), false).await.unwrap();
+    let refused = loop {
+        match container.exec_with("late", process(&["true"]), false).await {
+            Ok(_) => {
+                container.wait("late").await;
+                container.client.delete(container.name("late")).await.unwrap();
+            }
+            Err(refused) => break refused,
+        }
+    };
+    assert!(refused.message().contains("at its limit of 20 processes"), "{refused}");
     container.end().await;
 }
 
