@@ -18,7 +18,7 @@ use crate::reaper::Reaper;
 use crate::service::AgentService;
 use crate::spawner::Spawner;
 use crate::stdio::BoxStream;
-use crate::{paths, trim};
+use crate::trim;
 
 /// The host's address on the vsock: the only peer the agent talks to.
 const HOST_CID: u32 = 2;
@@ -76,7 +76,7 @@ where
             }
         }
     });
-    tokio::spawn(trim::keep_trimmed(paths::SCRATCH));
+    tokio::spawn(trim::keep_trimmed());
     let service = AgentServer::new(AgentService(agent))
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_MESSAGE_BYTES);

@@ -1,59 +1,86 @@
 //! Gives the scratch disk's free space back to the host: what a pod has deleted must not stay on the node's disk.
 //!
-//! The disk is trimmed when enough has been freed, not at each deletion (`mount -o discard`): deleting many small files
-//! would cost a request each.
+//! The disk is trimmed when there is enough to give back, not at each deletion (`mount -o discard`): deleting many small
+//! files would cost a request each.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::time::Duration;
 
 use crate::agent::blocking;
-use crate::error::Attempt;
+use crate::error::{Attempt, Result};
+use crate::paths;
 
-/// How often the free space is looked at.
+/// How often the disk is looked at.
 const PERIOD: Duration = Duration::from_secs(30);
-/// Bytes that must have been freed to be worth a trim.
+/// Bytes that are worth a trim.
 const WORTH: u64 = 16 << 20;
 /// Shortest run of free bytes that is given back.
 const SHORTEST: u64 = 64 << 10;
 
-/// Trims the file system at `path` whenever enough of it has been freed, for ever.
-pub async fn keep_trimmed(path: &'static str) {
-    let mut free = Free::default();
+/// Trims the scratch disk whenever there is enough to give back, for ever.
+pub async fn keep_trimmed() {
+    let mut watch = Watch::default();
     loop {
         tokio::time::sleep(PERIOD).await;
-        let Ok(now) = rustix::fs::statvfs(path) else { continue };
-        if !free.freed_enough(now.f_bfree.saturating_mul(now.f_frsize)) {
+        let Ok(disk) = Disk::look() else { continue };
+        if !watch.trim_is_due(&disk) {
             continue;
         }
-        let trimmed = blocking(move || trim(Path::new(path)).attempt(|| format!("trim {path}"))).await;
-        if let Err(error) = trimmed {
+        if let Err(error) = blocking(trim).await {
             crate::log!("{error}");
         }
     }
 }
 
-/// What was free, in bytes.
-#[derive(Debug, Default)]
-struct Free {
-    /// The least since the last trim.
-    least: Option<u64>,
+/// The scratch disk at one moment.
+#[derive(Debug)]
+struct Disk {
+    /// Free bytes of the file system.
+    free: u64,
+    /// Bytes written to the device since it is there.
+    written: u64,
 }
 
-impl Free {
-    /// Notes what is free now; true when a trim is due.
-    fn freed_enough(&mut self, now: u64) -> bool {
-        let least = self.least.map_or(now, |least| least.min(now));
-        let due = now - least >= WORTH;
-        self.least = Some(if due { now } else { least });
+impl Disk {
+    fn look() -> Result<Self> {
+        let attempt = || format!("look at {}", paths::SCRATCH);
+        let space = rustix::fs::statvfs(paths::SCRATCH).attempt(attempt)?;
+        let name = Path::new(paths::SCRATCH_DISK).file_name().unwrap_or_default();
+        let stat = Path::new("/sys/class/block").join(name).join("stat");
+        let stat = fs::read_to_string(stat).attempt(attempt)?;
+        // The seventh number is the sectors written, of 512 bytes (Documentation/block/stat.rst).
+        let sectors: u64 =
+            stat.split_ascii_whitespace().nth(6).and_then(|word| word.parse().ok()).unwrap_or(0);
+        Ok(Self { free: space.f_bfree.saturating_mul(space.f_frsize), written: sectors.saturating_mul(512) })
+    }
+}
+
+/// What was seen since the last trim.
+#[derive(Debug, Default)]
+struct Watch {
+    least_free: Option<u64>,
+    written: u64,
+}
+
+impl Watch {
+    /// True when much has been freed since the last trim, or so much written that files may have come and gone between
+    /// two looks. The next trim counts from here then.
+    fn trim_is_due(&mut self, now: &Disk) -> bool {
+        let least = self.least_free.map_or(now.free, |least| least.min(now.free));
+        let due = now.free - least >= WORTH || now.written.saturating_sub(self.written) >= WORTH;
+        self.least_free = Some(if due { now.free } else { least });
+        if due {
+            self.written = now.written;
+        }
         due
     }
 }
 
-/// FITRIM of the whole file system (`ioctl_fitrim`, linux/fs.h).
-fn trim(path: &Path) -> io::Result<()> {
+/// FITRIM of the whole file system (linux/fs.h).
+fn trim() -> Result<()> {
     #[repr(C)]
     struct Range {
         start: u64,
@@ -62,11 +89,13 @@ fn trim(path: &Path) -> io::Result<()> {
     }
     /// `_IOWR('X', 121, struct fstrim_range)`.
     const FITRIM: libc::c_ulong = 0xc018_5879;
-    let directory = File::open(path)?;
+    let attempt = || format!("trim {}", paths::SCRATCH);
+    let directory = File::open(paths::SCRATCH).attempt(attempt)?;
     let mut range = Range { start: 0, length: u64::MAX, shortest: SHORTEST };
     // SAFETY: FITRIM reads and writes a `fstrim_range`, which `range` is, and it lives through the call.
     let done = unsafe { libc::ioctl(directory.as_raw_fd(), FITRIM as _, &raw mut range) };
-    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    let done = if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) };
+    done.attempt(attempt)
 }
 
 #[cfg(test)]
@@ -74,12 +103,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_trim_is_due_when_enough_has_been_freed_since_the_last() {
-        let mut free = Free::default();
-        assert!(!free.freed_enough(10 * WORTH));
-        assert!(!free.freed_enough(5 * WORTH));
-        assert!(!free.freed_enough(6 * WORTH - 1));
-        assert!(free.freed_enough(6 * WORTH));
-        assert!(!free.freed_enough(6 * WORTH));
+    fn a_trim_is_due_when_much_was_freed_or_written_since_the_last() {
+        let mut watch = Watch::default();
+        let mut due = |free, written| watch.trim_is_due(&Disk { free, written });
+        assert!(!due(10 * WORTH, 0));
+        assert!(!due(5 * WORTH, 1));
+        assert!(!due(6 * WORTH - 1, 2));
+        assert!(due(6 * WORTH, 3));
+        assert!(!due(6 * WORTH, 4));
+        assert!(due(6 * WORTH, WORTH + 3));
+        assert!(!due(6 * WORTH, WORTH + 4));
     }
 }

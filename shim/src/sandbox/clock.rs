@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 use std::time::{Duration, SystemTime};
 
 use ravelin_proto::agent::SetClockRequest;
+use rustix::io::Errno;
 use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
 };
@@ -43,8 +44,14 @@ async fn tell(agent: &Agent) -> io::Result<()> {
     // SAFETY: an OwnedFd stays open, and the same, as long as the AsyncFd owns it.
     let timer = unsafe { AsyncFd::register(timer) }?;
     loop {
-        set(timer.get_ref())?;
-        timer.readable().await?.clear_ready();
+        match set(timer.get_ref()) {
+            Ok(()) => timer.readable().await?.clear_ready(),
+            // Somebody set the clock since the guest was told.
+            Err(Errno::CANCELED) => {}
+            Err(error) => return Err(error.into()),
+        }
+        // Takes the news that the timer has: that its time has come, or (as an error) that the clock was set.
+        let _ = rustix::io::read(timer.get_ref(), &mut [0_u8; 8]);
         let request = SetClockRequest { unix_nanos: unix_nanos() };
         let mut client = agent.client();
         if let Err(error) = agent.call("set the clock", client.set_clock(request)).await {
@@ -55,11 +62,10 @@ async fn tell(agent: &Agent) -> io::Result<()> {
 
 /// Sets the timer one period ahead on the wall clock. It becomes readable then, or when the clock is set
 /// (`TFD_TIMER_CANCEL_ON_SET`, timerfd_create(2)).
-fn set(timer: &OwnedFd) -> io::Result<()> {
+fn set(timer: &OwnedFd) -> Result<(), Errno> {
     let at = since_1970() + PERIOD;
     let at =
         Timespec { tv_sec: at.as_secs().try_into().unwrap_or(i64::MAX), tv_nsec: at.subsec_nanos().into() };
     let once = Itimerspec { it_interval: Timespec::default(), it_value: at };
-    timerfd_settime(timer, TimerfdTimerFlags::ABSTIME | TimerfdTimerFlags::CANCEL_ON_SET, &once)?;
-    Ok(())
+    timerfd_settime(timer, TimerfdTimerFlags::ABSTIME | TimerfdTimerFlags::CANCEL_ON_SET, &once).map(drop)
 }
