@@ -87,11 +87,10 @@ impl Cgroup {
         Ok(())
     }
 
-    /// The limit of processes, if as many are there.
+    /// How often a process could not be made because of the limit of processes.
     #[must_use]
-    pub fn reached_pids_limit(&self) -> Option<u64> {
-        let limit = self.number("pids.max", u64::MAX);
-        (limit != 0 && self.number("pids.current", 0) >= limit).then_some(limit)
+    pub fn forks_refused(&self) -> u64 {
+        self.table("pids.events").into_iter().find(|(key, _)| key == "max").map_or(0, |(_, count)| count)
     }
 
     /// Processes in it and in cgroups below it.

@@ -116,13 +116,14 @@ fn build(
         process: file.clone(),
         console: plan.stdio.terminal.then_some(Console { size, uid }),
     };
+    let refused = container.cgroup.forks_refused();
     let done = create::run(agent, container, process, id, &request, uid, plan.endpoints);
     let _ = fs::remove_file(&file);
     done.map_err(|error| {
         // What the builder says when it cannot fork does not tell why.
-        let limit = container.cgroup.reached_pids_limit();
-        let limit = limit.map(|most| format!(" (the container is at its limit of {most} processes)"));
-        AgentError::Failed(format!("start {}: {error}{}", process.name(), limit.unwrap_or_default()))
+        let full = container.cgroup.forks_refused() > refused;
+        let why = if full { ": the container has as many processes as it may" } else { "" };
+        AgentError::Failed(format!("start {}: {error}{why}", process.name()))
     })
 }
 
