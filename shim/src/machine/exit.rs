@@ -24,8 +24,15 @@ impl Exit {
             return Self::Signal(signal);
         }
         let code = status.code().unwrap_or(-1);
-        [ExitReason::PowerOff, ExitReason::Stopped, ExitReason::Error, ExitReason::Reboot, ExitReason::Panic]
-            .into_iter()
+        const ALL: [ExitReason; 6] = [
+            ExitReason::PowerOff,
+            ExitReason::Stopped,
+            ExitReason::Error,
+            ExitReason::Reboot,
+            ExitReason::Panic,
+            ExitReason::TripleFault,
+        ];
+        ALL.into_iter()
             .find(|reason| i32::from(reason.code()) == code)
             .map_or(Self::Status(code), Self::Ended)
     }
@@ -43,6 +50,7 @@ impl fmt::Display for Exit {
             Self::Ended(ExitReason::PowerOff) => f.write_str("the guest powered off"),
             Self::Ended(ExitReason::Reboot) => f.write_str("the guest asked for a reboot"),
             Self::Ended(ExitReason::Panic) => f.write_str("the guest kernel panicked"),
+            Self::Ended(ExitReason::TripleFault) => f.write_str("the guest's processor triple-faulted"),
             Self::Ended(ExitReason::Stopped) => f.write_str("it was stopped"),
             Self::Ended(ExitReason::Error) => f.write_str("a device or KVM failed (see the shim's log)"),
             Self::Signal(signal) => write!(f, "killed by signal {signal}"),

@@ -164,8 +164,10 @@ pub enum ExitReason {
     PowerOff,
     /// The guest asked for a reboot, which a pod's machine does not do.
     Reboot,
-    /// The guest kernel panicked or triple-faulted.
+    /// The guest kernel panicked.
     Panic,
+    /// A processor of the guest triple-faulted: its kernel could not even panic, or the host's emulation went wrong.
+    TripleFault,
     /// [`Command::Stop`], or the shim went away.
     Stopped,
     /// The machine could not go on: a device or KVM failed.
@@ -182,6 +184,7 @@ impl ExitReason {
             Self::Error => 2,
             Self::Reboot => 10,
             Self::Panic => 11,
+            Self::TripleFault => 12,
         }
     }
 }

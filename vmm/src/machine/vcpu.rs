@@ -354,7 +354,7 @@ fn step(vcpu: &mut VcpuFd, shared: &Shared) -> Step {
         }
         Ok(VcpuExit::Shutdown) => {
             count(Exit::Shutdown);
-            end(ExitReason::Panic)
+            end(ExitReason::TripleFault)
         }
         Ok(VcpuExit::SystemEvent(kind, _)) => {
             count(Exit::SystemEvent);
