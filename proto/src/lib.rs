@@ -15,11 +15,11 @@ pub const CONTROL_PORT: u32 = 1024;
 /// vsock port on which the agent takes raw stdio streams.
 ///
 /// The host connects, writes the 8-byte little-endian stream id it chose, and later names that id in
-/// `CreateContainer` or `Exec`. After those 8 bytes the connection carries the stream's bytes alone.
+/// `CreateContainer`, `Exec` or `Dial`. After those 8 bytes the connection carries the stream's bytes alone.
 pub const STREAM_PORT: u32 = 1025;
 
 /// Version of the protocol; `SetupSandbox` fails if the two sides differ.
-pub const PROTOCOL_VERSION: u32 = 1;
+pub const PROTOCOL_VERSION: u32 = 2;
 
 /// Largest gRPC message either side accepts, in bytes.
 pub const MAX_MESSAGE_BYTES: usize = 4 << 20;
