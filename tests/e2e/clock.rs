@@ -6,6 +6,10 @@ use ravelin_tests::{Container, Host, Run, eventually};
 
 #[test]
 fn a_pods_clock_follows_the_hosts() {
+    if !Host::owns_its_clock() {
+        println!("left out: it sets the host's clock, which is this machine's");
+        return;
+    }
     // Everybody on the host sees its clock jump.
     let host = Host::alone();
     let pod = host.pod().start();

@@ -26,6 +26,13 @@ fn a_guest_whose_kernel_panics_is_seen_as_an_exit_and_cleaned_up() {
         let ended = killer.ended();
         assert_ne!(ended.code, 0, "{ended:?} {:?}", killer.logs());
         assert_ne!(ended.reason, "OOMKilled", "the kernel did not panic");
+        // Why is said without a console.
+        let said =
+            |line: &str| line.contains(&pod.id) && line.contains("Kernel panic - not syncing: Out of memory");
+        eventually("the guest kernel's last words are in the log", || {
+            let log = std::fs::read_to_string("/var/log/containerd.log").expect("containerd's log");
+            log.lines().any(said).then_some(())
+        });
     });
 }
 

@@ -139,6 +139,12 @@ impl Host {
         }
     }
 
+    /// Whether the host's clock is its own and may be set. A direct host shares it with the machine that it is on.
+    #[must_use]
+    pub fn owns_its_clock() -> bool {
+        std::env::var("WHERE").as_deref() != Ok("direct")
+    }
+
     /// Whether the host's cgroups are of version 2.
     #[must_use]
     pub fn has_cgroup2() -> bool {

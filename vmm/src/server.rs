@@ -191,6 +191,10 @@ impl Server<'_> {
         if matches!(reason, ExitReason::PowerOff | ExitReason::Reboot) {
             self.drain();
         }
+        // A console has shown them already.
+        if reason == ExitReason::Panic && self.machine.console().is_none() {
+            self.machine.last_words().iter().for_each(|line| log(&format!("guest: {line}")));
+        }
         if let Some(console) = self.machine.console() {
             console.flush();
         }

@@ -21,6 +21,8 @@ pub struct Args {
     pub version: bool,
     /// `-info`: print what the runtime can do.
     pub info: bool,
+    /// `-h`: print what the program is for.
+    pub help: bool,
     /// `start`, `delete`, or empty for the daemon itself.
     pub action: String,
 }
@@ -30,7 +32,7 @@ pub struct Args {
 pub enum ArgsError {
     /// A flag nobody knows.
     #[error(
-        "unknown flag {0}; the flags are -namespace, -id, -address, -publish-binary, -bundle, -socket, -debug, -info and -v"
+        "unknown flag {0}; the flags are -namespace, -id, -address, -publish-binary, -bundle, -socket, -debug, -info, -v and -h"
     )]
     UnknownFlag(String),
     /// A flag without its value.
@@ -87,6 +89,7 @@ impl Args {
             "debug" => Some(&mut self.debug),
             "v" | "version" => Some(&mut self.version),
             "info" => Some(&mut self.info),
+            "h" | "help" => Some(&mut self.help),
             _ => None,
         }
     }
@@ -124,6 +127,7 @@ mod tests {
         );
         assert!(args.debug);
         assert_eq!(parse("--id=abc -debug=false delete").unwrap().id, "abc");
+        assert!(parse("--help").unwrap().help && parse("-h").unwrap().help);
     }
 
     #[test]

@@ -76,12 +76,24 @@ impl CliError {
     }
 }
 
+const HELP: &str = "\
+Runs each Kubernetes pod in a KVM virtual machine of its own. Started by containerd, for the runtime io.containerd.ravelin.v2:
+
+  containerd-shim-ravelin-v2 -namespace NAMESPACE -id ID -address SOCKET [-debug] start
+  containerd-shim-ravelin-v2 -namespace NAMESPACE -id ID -address SOCKET -bundle DIRECTORY delete
+  containerd-shim-ravelin-v2 -info     what the runtime can do, for containerd
+  containerd-shim-ravelin-v2 -v        the version
+";
+
 /// Does what the arguments say.
 ///
 /// # Errors
 /// One sentence with its causes, for the standard error output, which containerd shows to the user.
 pub fn run(arguments: &[String]) -> Result<(), CliError> {
     let args = Args::parse(arguments)?;
+    if args.help {
+        return print(HELP.as_bytes());
+    }
     if args.version {
         let name = std::env::args().next().unwrap_or_default();
         return print(format!("{name}:\n  Version: {}\n", env!("CARGO_PKG_VERSION")).as_bytes());
@@ -99,7 +111,7 @@ pub fn run(arguments: &[String]) -> Result<(), CliError> {
 
 fn print(bytes: &[u8]) -> Result<(), CliError> {
     let mut out = io::stdout().lock();
-    out.write_all(bytes).and_then(|()| out.flush()).map_err(CliError::system("write the reply to containerd"))
+    out.write_all(bytes).and_then(|()| out.flush()).map_err(CliError::system("write to the standard output"))
 }
 
 /// `-namespace` and `-id`, checked.

@@ -49,7 +49,9 @@ impl fmt::Display for Exit {
         match self {
             Self::Ended(ExitReason::PowerOff) => f.write_str("the guest powered off"),
             Self::Ended(ExitReason::Reboot) => f.write_str("the guest asked for a reboot"),
-            Self::Ended(ExitReason::Panic) => f.write_str("the guest kernel panicked"),
+            Self::Ended(ExitReason::Panic) => {
+                f.write_str("the guest kernel panicked (its last messages are in the shim's log)")
+            }
             Self::Ended(ExitReason::TripleFault) => f.write_str("the guest's processor triple-faulted"),
             Self::Ended(ExitReason::Stopped) => f.write_str("it was stopped"),
             Self::Ended(ExitReason::Error) => f.write_str("a device or KVM failed (see the shim's log)"),

@@ -73,7 +73,7 @@ async fn a_dead_machine_fails_every_pending_request_with_its_exit_reason() {
     );
     for result in [first, second] {
         let error = result.unwrap_err();
-        assert_eq!(error.to_string(), "the machine has ended: the guest kernel panicked");
+        assert!(error.to_string().starts_with("the machine has ended: the guest kernel panicked"), "{error}");
     }
     let later = client.request("pause", Command::Pause, &[], SOON).await.unwrap_err();
     assert!(matches!(later, MachineError::Ended(_)));

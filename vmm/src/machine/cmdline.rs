@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use super::last_words;
 use super::layout::MMIO_WINDOW;
 
 /// What every guest gets: end on panic, no probing for hardware that is not there, no waiting that buys nothing in a
@@ -19,7 +20,7 @@ const CONSOLE: &str = "console=ttyS0 earlycon=uart8250,io,0x3f8";
 /// Builds the command line of a machine with `devices` (address and interrupt line of each).
 #[must_use]
 pub fn build(devices: &[(u64, u32)], console: bool, extra: &str) -> String {
-    let mut line = format!("{BASE} {}", if console { CONSOLE } else { SILENT });
+    let mut line = format!("{BASE} {} {}", last_words::cmdline(), if console { CONSOLE } else { SILENT });
     for (address, irq) in devices {
         // Writing to a String cannot fail.
         let _ = write!(line, " virtio_mmio.device={MMIO_WINDOW:#x}@{address:#x}:{irq}");

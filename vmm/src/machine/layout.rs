@@ -44,6 +44,10 @@ pub const COMMAND_LINE_MAX: usize = 2048;
 pub const MP_TABLE: u64 = 0x9_fc00;
 /// Room for the MP table.
 pub const MP_TABLE_MAX: usize = 0x400;
+/// Where the guest's kernel writes its last messages when it panics: memory of the legacy area, which it does not use otherwise.
+pub const LAST_WORDS: u64 = 0xd_0000;
+/// Room for them, a power of two.
+pub const LAST_WORDS_MAX: usize = 0x8000;
 /// First byte above the legacy area; memory is usable from here on.
 pub const HIMEM: u64 = MIB;
 

@@ -8,6 +8,7 @@ pub mod exits;
 pub mod image;
 pub mod kernel;
 mod kvm;
+pub mod last_words;
 pub mod layout;
 pub mod memory;
 pub mod mptable;
@@ -37,6 +38,7 @@ use crate::virtio::vsock::{self, Connected, Vsock};
 use bus::Bus;
 use console::Console;
 use layout::{DEVICE_IRQS, MMIO_START, MMIO_WINDOW, SERIAL_IRQ};
+use memory::GuestMemory;
 use vcpu::{Shared, VcpuEvent, Vcpus};
 
 /// A machine that could not be built.
@@ -158,6 +160,7 @@ fn check(config: &MachineConfig) -> Result<(), MachineError> {
 pub struct Machine {
     // Dropping it would close the virtual machine under its running processors.
     _vm: VmFd,
+    memory: GuestMemory,
     state: State,
     /// State that processors share.
     pub shared: Arc<Shared>,
@@ -269,6 +272,7 @@ impl Machine {
         let shared = Arc::new(Shared::new(Bus::new(slots.clone(), console.clone()), report));
         Ok(Self {
             _vm: vm,
+            memory,
             state: State::Built(vcpus),
             shared,
             slots,
@@ -317,6 +321,12 @@ impl Machine {
     #[must_use]
     pub fn console(&self) -> Option<&Console> {
         self.console.as_deref()
+    }
+
+    /// What the guest's kernel said last, if it panicked.
+    #[must_use]
+    pub fn last_words(&self) -> Vec<String> {
+        last_words::read(&self.memory)
     }
 
     /// The extents of a disk.
