@@ -3,13 +3,14 @@
 #
 #   make demo     a pod in its own microVM, shown step by step
 #   make test     unit tests, the agent's tests in a guest, the end-to-end tests on both containerds
+#   make critest  Kubernetes's conformance suite for container runtimes (CONTAINERD=1.6 for Debian's containerd)
 #   make bench    times beside runc's, in virtual time
 #   make shell    a shell in the emulated host (CONTAINERD=1.6 for Debian's containerd)
 #   make lint     formatting, clippy, licences and advisories
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := build
-.PHONY: deps kernel build initramfs host images dist e2e-binary test-unit test-agent test-e2e test lint shell demo bench clean
+.PHONY: deps kernel build initramfs host images dist e2e-binary test-unit test-agent test-e2e test critest lint shell demo bench clean
 
 CONTAINERD ?= 2.3
 TESTARGS ?=
@@ -65,6 +66,10 @@ test-e2e: e2e-binary host
 
 test: deps
 	@tests/host/test-all
+
+# Half an hour.
+critest: dist host
+	@tests/critest/run --containerd $(CONTAINERD)
 
 lint: deps
 	$(CARGO) fmt --all --check
