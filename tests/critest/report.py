@@ -15,6 +15,8 @@ for line in pathlib.Path(refused_file).read_text().splitlines():
         name, words = rule.split(" => ")
         refused.append((re.compile(name), words))
 
+if not (folder / "junit.xml").exists():
+    sys.exit(f"critest left no report in {folder}: see the logs beside it")
 counts = dict.fromkeys(["passed", "refused", "skipped", "failed"], 0)
 for spec in xml.etree.ElementTree.parse(folder / "junit.xml").iter("testcase"):
     name, status = spec.get("name"), spec.get("status")
