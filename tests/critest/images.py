@@ -45,8 +45,8 @@ def member(layer, path):
 
 
 def own_shell(base):
-    """critest masks /bin/ls and expects `sh -c ls` to fail, and looks for processes by name: neither goes with a shell that has
-    its commands built in. So Debian's own shell goes over busybox's, and ls gets a file of its own."""
+    """critest masks /bin/ls and expects `sh -c ls` to fail, which does not go with a shell that has its commands built in: Debian's
+    own shell goes over busybox's, and ls gets a file of its own. Debian's busybox has no pgrep."""
     layer = Layer()
     shell = pathlib.Path(shutil.which("dash")).resolve()
     layer.file("bin/sh", shell.read_bytes(), 0o755)
@@ -55,6 +55,8 @@ def own_shell(base):
             layer.dir(str(folder))
         layer.file(library, pathlib.Path(library).read_bytes(), 0o755)
     layer.file("bin/ls", pathlib.Path("/bin/busybox").read_bytes(), 0o755)
+    pgrep = "#!/bin/sh\nfor process in /proc/[0-9]*; do\n  read -r name < $process/comm && [ \"$name\" = \"$1\" ] && echo ${process#/proc/} && found=1\ndone 2> /dev/null\n[ $found ]\n"
+    layer.file("bin/pgrep", pgrep, 0o755)
     layer.file("etc/passwd", "root:x:0:0:root:/root:/bin/sh\nwww-data:x:33:33:www-data:/var/www:/bin/false\n"
                "default-user:x:1000:1000::/home:/bin/sh\nnobody:x:65534:65534:nobody:/home:/bin/false\n")
     layer.file("etc/group", "root:x:0:\nwww-data:x:33:\ndefault-user:x:1000:\nnobody:x:65534:\n")
@@ -71,6 +73,7 @@ base = own_shell(busybox)
 image("busybox", base, ["sh"], names=["e2e-test-images/busybox:1.29-2"])
 httpd = "#!/bin/sh\necho \"[notice] Command line: 'httpd -D FOREGROUND'\" >&2\nexec busybox httpd -f -p 80 -h /var/www\n"
 image("httpd", [*base, Layer().file("httpd-foreground", httpd, 0o755).done()], ["/httpd-foreground"], names=["e2e-test-images/httpd:2.4.39-4"])
+image("pause", read_layers(images / "pause.tar"), ["/pause"], names=["pause:3.9"])
 program = Layer().file("nnp", member(busybox[0], "bin/effective-uid"), 0o4755).done()
 image("nonewprivs", [program], ["/nnp"], names=["e2e-test-images/nonewprivs:1.3"])
 
