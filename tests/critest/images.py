@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Writes what critest pulls as OCI layouts. usage: images.py IMAGES OUT, where IMAGES holds the tests' own images.
+"""Writes what critest pulls as OCI layouts. usage: images.py IMAGES BUSYBOX OUT, where IMAGES holds the tests' own images
+and BUSYBOX is Debian's one that is not static.
 Called by build; not meant to be run by hand."""
 import gzip
 import io
@@ -13,7 +14,7 @@ import tarfile
 
 from oci import Layer, write_image
 
-images, out = map(pathlib.Path, sys.argv[1:])
+images, dynamic_busybox, out = map(pathlib.Path, sys.argv[1:])
 
 
 def image(name, layers, command=(), names=None, **more):
@@ -44,16 +45,22 @@ def member(layer, path):
         return archive.extractfile(path).read()
 
 
-def own_shell(base):
-    """critest masks /bin/ls and expects `sh -c ls` to fail, which does not go with a shell that has its commands built in: Debian's
-    own shell goes over busybox's, and ls gets a file of its own. Debian's busybox has no pgrep."""
-    layer = Layer()
-    shell = pathlib.Path(shutil.which("dash")).resolve()
-    layer.file("bin/sh", shell.read_bytes(), 0o755)
-    for library in re.findall(r"(/\S+) \(0x", subprocess.run(["ldd", shell], capture_output=True, text=True, check=True).stdout):
+def program(layer, path, source):
+    """A program of this machine, with the libraries it is linked to."""
+    layer.file(path, pathlib.Path(source).read_bytes(), 0o755)
+    linked = subprocess.run(["ldd", source], capture_output=True, text=True, check=True).stdout
+    for library in re.findall(r"(/\S+) \(0x", linked):
         for folder in reversed(pathlib.PurePath(library).parents[:-1]):
             layer.dir(str(folder))
         layer.file(library, pathlib.Path(library).read_bytes(), 0o755)
+
+
+def own_shell(base):
+    """critest masks /bin/ls and expects `sh -c ls` to fail, in busybox's words, which does not go with a shell that has its commands
+    built in: the busybox that has not goes over the other, and ls gets a file of its own. Neither has pgrep and ipcs."""
+    layer = Layer()
+    program(layer, "bin/sh", dynamic_busybox)
+    program(layer, "bin/ipcs", shutil.which("ipcs"))
     layer.file("bin/ls", pathlib.Path("/bin/busybox").read_bytes(), 0o755)
     pgrep = "#!/bin/sh\nfor process in /proc/[0-9]*; do\n  read -r name < $process/comm && [ \"$name\" = \"$1\" ] && echo ${process#/proc/} && found=1\ndone 2> /dev/null\n[ $found ]\n"
     layer.file("bin/pgrep", pgrep, 0o755)
@@ -74,8 +81,8 @@ image("busybox", base, ["sh"], names=["e2e-test-images/busybox:1.29-2"])
 httpd = "#!/bin/sh\necho \"[notice] Command line: 'httpd -D FOREGROUND'\" >&2\nexec busybox httpd -f -p 80 -h /var/www\n"
 image("httpd", [*base, Layer().file("httpd-foreground", httpd, 0o755).done()], ["/httpd-foreground"], names=["e2e-test-images/httpd:2.4.39-4"])
 image("pause", read_layers(images / "pause.tar"), ["/pause"], names=["pause:3.9"])
-program = Layer().file("nnp", member(busybox[0], "bin/effective-uid"), 0o4755).done()
-image("nonewprivs", [program], ["/nnp"], names=["e2e-test-images/nonewprivs:1.3"])
+privileged = Layer().file("nnp", member(busybox[0], "bin/effective-uid"), 0o4755).done()
+image("nonewprivs", [privileged], ["/nnp"], names=["e2e-test-images/nonewprivs:1.3"])
 
 nginx = Layer().file("etc/nginx/nginx.conf", """worker_processes 1;
 pid /run/nginx.pid;
@@ -83,7 +90,9 @@ error_log /dev/stderr warn;
 events { worker_connections 64; }
 http { access_log /dev/stdout; server { listen 80; root /srv; } }
 """).file("srv/index.html", "<h1>Welcome to nginx!</h1>\n").done()
-debian = [*read_layers(images / "debian.tar"), nginx]
+# GNU grep is not content with what /proc/1/cmdline holds.
+grep = Layer().file("usr/local/bin/grep", dynamic_busybox.read_bytes(), 0o755).done()
+debian = [*read_layers(images / "debian.tar"), nginx, grep]
 serve = ["nginx", "-g", "daemon off;"]
 image("nginx", debian, serve, compress=True, names=["e2e-test-images/nginx:1.14-2"])
 image("hostnet-nginx-amd64", marked(debian, "hostnet"), serve, compress=True)
