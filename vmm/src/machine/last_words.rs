@@ -1,5 +1,5 @@
 //! The kernel messages of a guest that panicked, without a console: the guest's `ramoops` driver copies them at its end
-//! into a piece of memory that this process reads once the processors stand still.
+//! into a piece of memory. It is copied once before it is looked at: other processors of the guest may still run.
 
 use vm_memory::{Bytes, GuestAddress};
 
