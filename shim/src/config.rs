@@ -10,6 +10,9 @@ use serde::Deserialize;
 /// Where the configuration is looked for.
 pub const DEFAULT_PATH: &str = "/etc/ravelin/ravelin.toml";
 
+/// Longest timeout, in seconds.
+const MAX_SECONDS: u64 = 24 * 60 * 60;
+
 /// The configuration; every field has a default.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -42,6 +45,8 @@ pub struct Vmm {
     pub uid_count: u32,
     /// MiB that a pod's cgroup may use beyond the guest's memory, for the machine's own needs.
     pub overhead_mib: u32,
+    /// How many machines start at the same time on this node; 0 stands for one more than it has CPUs.
+    pub starts: u32,
 }
 
 impl Default for Vmm {
@@ -51,6 +56,7 @@ impl Default for Vmm {
             uid_base: 0x7000_0000,
             uid_count: 0x1_0000,
             overhead_mib: 64,
+            starts: 0,
         }
     }
 }
@@ -100,15 +106,19 @@ impl Default for Storage {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Timeouts {
+    /// Seconds that a pod waits for its turn to start a machine.
+    pub queue_seconds: u64,
     /// Seconds from a machine's start until its agent must answer.
     pub boot_seconds: u64,
+    /// Seconds that an image of a layer may take to be made, and that pods wait for one that another makes.
+    pub layer_seconds: u64,
     /// Seconds the agent has for one call.
     pub call_seconds: u64,
 }
 
 impl Default for Timeouts {
     fn default() -> Self {
-        Self { boot_seconds: 120, call_seconds: 60 }
+        Self { queue_seconds: 180, boot_seconds: 120, layer_seconds: 900, call_seconds: 60 }
     }
 }
 
@@ -192,8 +202,12 @@ impl Config {
         if self.storage.scratch_gib == 0 {
             return Some(("storage.scratch_gib", "must be positive"));
         }
-        if self.timeouts.boot_seconds == 0 || self.timeouts.call_seconds == 0 {
-            return Some(("timeouts", "must be positive"));
+        let Timeouts { queue_seconds, boot_seconds, layer_seconds, call_seconds } = self.timeouts;
+        if [queue_seconds, boot_seconds, layer_seconds, call_seconds]
+            .iter()
+            .any(|s| !(1..=MAX_SECONDS).contains(s))
+        {
+            return Some(("timeouts", "must be between 1 second and a day"));
         }
         None
     }
@@ -210,10 +224,26 @@ impl Config {
         self.storage.directory.join("templates")
     }
 
-    /// The name a sandbox's scratch disk has for a moment.
+    /// How many machines start at the same time on this node.
     #[must_use]
-    pub fn scratch_path(&self, sandbox_id: &str) -> PathBuf {
-        self.storage.directory.join("scratch").join(format!("{sandbox_id}.img"))
+    pub fn starts(&self) -> usize {
+        match self.vmm.starts {
+            // One that waits for the disk or the network leaves its CPU to another.
+            0 => std::thread::available_parallelism().map_or(1, usize::from) + 1,
+            starts => usize::try_from(starts).unwrap_or(usize::MAX),
+        }
+    }
+
+    /// Time that a pod waits for its turn to start a machine.
+    #[must_use]
+    pub fn queue_deadline(&self) -> Duration {
+        Duration::from_secs(self.timeouts.queue_seconds)
+    }
+
+    /// Time that the image of a layer may take.
+    #[must_use]
+    pub fn layer_deadline(&self) -> Duration {
+        Duration::from_secs(self.timeouts.layer_seconds)
     }
 
     /// Time until a machine's agent must answer.
@@ -268,6 +298,7 @@ mod tests {
             ("[vmm]\nuid_base = 0", "vmm.uid_base"),
             ("[policy]\nmode = \"lax\"", "lax"),
             ("[storage]\nscratch_gib = 0", "storage.scratch_gib"),
+            ("[timeouts]\nqueue_seconds = 0", "timeouts must be between"),
         ] {
             let error = parse(text).unwrap_err().to_string();
             assert!(error.contains("/etc/ravelin/ravelin.toml") && error.contains(words), "{error}");

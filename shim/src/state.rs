@@ -49,8 +49,6 @@ pub struct State {
     pub netns: Option<PathBuf>,
     /// The pod's cgroup in the OCI spec's form, once it may exist.
     pub cgroups_path: Option<String>,
-    /// The scratch disk's name while it is being made.
-    pub scratch: Option<PathBuf>,
 }
 
 /// Where a pod's state is kept.

@@ -31,8 +31,6 @@ use tokio::time::Instant;
 
 use client::Client;
 
-/// Time a machine has to build itself and enter its kernel.
-const BOOT_DEADLINE: Duration = Duration::from_secs(60);
 /// Time every other request has.
 const REQUEST_DEADLINE: Duration = Duration::from_secs(15);
 /// First and longest pause between two attempts to reach an agent that is still starting.
@@ -188,15 +186,20 @@ impl Machine {
         self.inner.start_time
     }
 
-    /// Builds the machine and starts it.
+    /// Builds the machine and starts it, within `patience`.
     ///
     /// # Errors
     /// The machine's refusal, its silence or its end.
-    pub async fn boot(&self, config: MachineConfig, fds: BootFds) -> Result<(), MachineError> {
+    pub async fn boot(
+        &self,
+        config: MachineConfig,
+        fds: BootFds,
+        patience: Duration,
+    ) -> Result<(), MachineError> {
         let mut all = vec![fds.kvm.as_fd(), fds.kernel.as_fd(), fds.initramfs.as_fd(), fds.scratch.as_fd()];
         all.extend(fds.taps.iter().map(AsFd::as_fd));
         all.extend(fds.console.iter().map(AsFd::as_fd));
-        self.done("boot", Command::Boot(config), &all, BOOT_DEADLINE).await
+        self.done("boot", Command::Boot(config), &all, patience).await
     }
 
     /// Opens a connection to a vsock port of the guest.

@@ -1,37 +1,53 @@
 //! Runs the programs that make images.
 
 use std::fs::{self, File, OpenOptions};
-use std::io;
+use std::io::{self, Read};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::RootfsError;
-use super::lock::Lock;
+use crate::node_lock::NodeLock;
 
 /// Sizes of images are multiples of this many bytes.
 pub(super) const PAGE: u64 = 4096;
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// Most that is kept of what a program says, in bytes.
+const MAX_WORDS: u64 = 64 << 10;
 /// Longest message of a program that is passed on, in characters.
 const MAX_MESSAGE: usize = 512;
 /// Longest file name, in bytes, that Linux knows.
 const LONGEST_NAME: usize = 255;
 /// How deep a directory is searched for one.
 const MAX_DEPTH: usize = 64;
+/// Time a killed program has to go.
+const LAST_MOMENT: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 /// Free bytes below which a failure is put down to the full disk.
 const FULL: u64 = 1 << 20;
 
 /// Makes an EROFS image of `directory` at `image`, which must not be taken for whole before this returns.
 ///
 /// Uncompressed, with extended attributes and whiteouts as they are, so that overlayfs in the guest understands them.
-/// Blocks. `lock` stays held until the program has ended, even if this process is killed.
-pub(super) fn erofs(directory: &Path, image: &Path, uuid: &str, lock: &Lock) -> Result<(), RootfsError> {
+/// Blocks, for at most `patience`: a disk that does not answer must not keep others waiting for ever. `lock` stays held
+/// until the program has ended, even if this process is killed.
+pub(super) fn erofs(
+    directory: &Path,
+    image: &Path,
+    uuid: &str,
+    lock: &NodeLock,
+    patience: Duration,
+) -> Result<(), RootfsError> {
     create(image)?;
     let mut command = Command::new("mkfs.erofs");
     command.args(["--quiet", "--preserve-mtime", "-U", uuid]).arg(image).arg(directory);
-    run(command, "mkfs.erofs", "erofs-utils", directory, image, lock).map_err(|error| match error {
+    let tool = Tool { name: "mkfs.erofs", package: "erofs-utils", about: directory, image };
+    tool.run(command, lock, patience).map_err(|error| match error {
         RootfsError::Tool { .. } => find_longest_name(directory, 0).map_or(error, |path| {
             RootfsError::NotSupported(format!(
                 "a file name of {LONGEST_NAME} bytes, which this node's mkfs.erofs cannot take: {}",
@@ -48,7 +64,7 @@ pub(super) fn erofs(directory: &Path, image: &Path, uuid: &str, lock: &Lock) -> 
 
 /// Makes a sparse ext4 image of `bytes` bytes at `image`: no journal, since nobody reads it after its machine is gone;
 /// no reserved blocks; nothing that the guest's kernel would fill in later; few places written, so that it copies fast.
-pub(super) fn ext4(image: &Path, bytes: u64, lock: &Lock) -> Result<(), RootfsError> {
+pub(super) fn ext4(image: &Path, bytes: u64, lock: &NodeLock, patience: Duration) -> Result<(), RootfsError> {
     let file = create(image)?;
     file.set_len(bytes).map_err(RootfsError::file("size the scratch disk", image))?;
     drop(file);
@@ -58,7 +74,7 @@ pub(super) fn ext4(image: &Path, bytes: u64, lock: &Lock) -> Result<(), RootfsEr
         .args(["-O", "^has_journal,^metadata_csum,^resize_inode,^64bit,uninit_bg,sparse_super2"])
         .args(["-E", "num_backup_sb=0,root_owner=0:0,lazy_itable_init=1"])
         .arg(image);
-    run(command, "mkfs.ext4", "e2fsprogs", image, image, lock)
+    Tool { name: "mkfs.ext4", package: "e2fsprogs", about: image, image }.run(command, lock, patience)
 }
 
 /// A file whose name is as long as a name can be: mkfs.erofs 1.5 cuts such names and then misses the file.
@@ -84,43 +100,128 @@ fn create(image: &Path) -> Result<File, RootfsError> {
     OpenOptions::new().write(true).create_new(true).mode(0o600).open(image).map_err(failed)
 }
 
-fn run(
-    mut command: Command,
-    tool: &'static str,
+/// A program that makes an image.
+struct Tool<'a> {
+    name: &'static str,
+    /// The package that has it.
     package: &'static str,
-    about: &Path,
-    image: &Path,
-    lock: &Lock,
-) -> Result<(), RootfsError> {
-    let lock = lock.file.as_raw_fd();
-    command.env_clear().env("PATH", PATH).current_dir("/").stdin(Stdio::null()).stdout(Stdio::null());
-    // SAFETY: between fork and exec the closure calls only prctl and fcntl with plain integers; both are
-    // async-signal-safe.
-    unsafe {
-        command.pre_exec(move || {
-            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
-            // The program inherits the lock.
-            if libc::fcntl(lock, libc::F_SETFD, 0) < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
-        });
+    /// What it makes the image from, or the image.
+    about: &'a Path,
+    image: &'a Path,
+}
+
+impl Tool<'_> {
+    fn run(&self, mut command: Command, lock: &NodeLock, patience: Duration) -> Result<(), RootfsError> {
+        let lock = lock.as_raw_fd();
+        command.env_clear().env("PATH", PATH).current_dir("/");
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        // SAFETY: between fork and exec the closure calls only prctl and fcntl with plain integers; both are
+        // async-signal-safe.
+        unsafe {
+            command.pre_exec(move || {
+                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+                // The program inherits the lock.
+                if libc::fcntl(lock, libc::F_SETFD, 0) < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+            });
+        }
+        let failed = |source| RootfsError::File { what: "run", path: self.name.into(), source };
+        let mut child = command.spawn().map_err(|source| match source.kind() {
+            io::ErrorKind::NotFound => RootfsError::MissingTool { tool: self.name, package: self.package },
+            _ => failed(source),
+        })?;
+        let words = child.stderr.take().map(listen);
+        let Some(status) = end_within(&mut child, patience).map_err(failed)? else {
+            return Err(RootfsError::TooLong { what: self.name, path: self.about.to_owned(), patience });
+        };
+        if status.success() {
+            return Ok(());
+        }
+        if is_full(self.image) {
+            return Err(RootfsError::DiskFull { path: self.image.to_owned() });
+        }
+        let words = words.and_then(|words| words.join().ok()).unwrap_or_default();
+        let words = String::from_utf8_lossy(&words);
+        let last = words.lines().map(str::trim).rfind(|line| !line.is_empty()).unwrap_or("it said nothing");
+        let message: String = last.chars().filter(|c| !c.is_control()).take(MAX_MESSAGE).collect();
+        let message = format!("{message} ({status})");
+        Err(RootfsError::Tool { tool: self.name, path: self.about.to_owned(), message })
     }
-    let output = command.output().map_err(|source| match source.kind() {
-        io::ErrorKind::NotFound => RootfsError::MissingTool { tool, package },
-        _ => RootfsError::File { what: "run", path: tool.into(), source },
-    })?;
-    if output.status.success() {
-        return Ok(());
+}
+
+/// Reads to its end what a program says, so that it never waits for us, and keeps the beginning.
+fn listen(mut said: impl Read + Send + 'static) -> std::thread::JoinHandle<Vec<u8>> {
+    std::thread::spawn(move || {
+        let mut kept = Vec::new();
+        let _ = (&mut said).take(MAX_WORDS).read_to_end(&mut kept);
+        let _ = io::copy(&mut said, &mut io::sink());
+        kept
+    })
+}
+
+/// Waits for a program's end. `None` if it did not come in time: the program is killed then, and gone unless the disk
+/// holds it.
+fn end_within(child: &mut Child, patience: Duration) -> io::Result<Option<ExitStatus>> {
+    let until = Instant::now() + patience;
+    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
+    // The child has not been waited for, so the pid is its own.
+    let pidfd = pidfd_open(pid.ok_or(io::ErrorKind::NotFound)?, PidfdFlags::empty())?;
+    loop {
+        if let Some(status) = child.try_wait()? {
+            return Ok(Some(status));
+        }
+        let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            child.kill()?;
+            // A killed program that the disk holds may stay; it must not hold us too.
+            let _ = poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&LAST_MOMENT));
+            let _ = child.try_wait();
+            return Ok(None);
+        }
+        let timeout = Timespec {
+            tv_sec: left.as_secs().try_into().unwrap_or(i64::MAX),
+            tv_nsec: left.subsec_nanos().into(),
+        };
+        match poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&timeout)) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
     }
-    if is_full(image) {
-        return Err(RootfsError::DiskFull { path: image.to_owned() });
-    }
-    let words = String::from_utf8_lossy(&output.stderr);
-    let last = words.lines().map(str::trim).rfind(|line| !line.is_empty()).unwrap_or("it said nothing");
-    let message: String = last.chars().filter(|c| !c.is_control()).take(MAX_MESSAGE).collect();
-    Err(RootfsError::Tool { tool, path: about.to_owned(), message: format!("{message} ({})", output.status) })
 }
 
 /// Whether the file system of a file has no space left.
 pub(super) fn is_full(file: &Path) -> bool {
     let directory = file.parent().unwrap_or(file);
     rustix::fs::statvfs(directory).is_ok_and(|stat| stat.f_bavail.saturating_mul(stat.f_frsize) < FULL)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::node_lock;
+
+    #[test]
+    fn a_program_that_does_not_end_is_ended_and_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let lock = node_lock::acquire(dir.path(), "a", Duration::ZERO).unwrap();
+        let tool = Tool { name: "sleep", package: "coreutils", about: dir.path(), image: dir.path() };
+        let mut command = Command::new("sleep");
+        command.arg("1000");
+        let error = tool.run(command, &lock, Duration::from_millis(50)).unwrap_err();
+        assert!(error.to_string().starts_with("sleep "), "{error}");
+        assert!(error.to_string().contains("took more than 0 s (layer_seconds"), "{error}");
+        // With the program goes its copy of the lock.
+        drop(lock);
+        node_lock::acquire(dir.path(), "a", Duration::from_secs(10)).unwrap();
+    }
+
+    #[test]
+    fn a_program_that_fails_is_quoted() {
+        let dir = tempfile::tempdir().unwrap();
+        let lock = node_lock::acquire(dir.path(), "a", Duration::ZERO).unwrap();
+        let tool = Tool { name: "sh", package: "dash", about: dir.path(), image: dir.path() };
+        let mut command = Command::new("sh");
+        command.args(["-c", "head -c 200000 /dev/zero >&2; echo 'no more' >&2; exit 3"]);
+        let error = tool.run(command, &lock, Duration::from_secs(60)).unwrap_err().to_string();
+        assert!(error.starts_with("sh cannot make") && error.ends_with("(exit status: 3)"), "{error}");
+    }
 }

@@ -1,12 +1,14 @@
-//! Throws away images that nobody needs any more.
+//! Throws away the store's images that nobody needs any more.
 
 use std::fs;
 use std::io;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
+use super::identity;
+use super::place::Place;
 use super::record::Record;
-use super::{identity, lock, store};
+use crate::node_lock;
 
 /// Pause between two collections on a node.
 const INTERVAL: Duration = Duration::from_secs(60);
@@ -21,7 +23,9 @@ pub(super) fn collect(directory: &Path) {
     }
     // A mark that cannot be written means a collection too many, no more.
     let _ = fs::write(&mark, "");
-    if let Err(error) = sweep(directory, UNUSED) {
+    if let Err(error) = sweep(directory, UNUSED)
+        && error.kind() != io::ErrorKind::NotFound
+    {
         tracing::warn!("cannot look for unused layer images in {}: {error}", directory.display());
     }
 }
@@ -41,7 +45,7 @@ pub(super) fn sweep(directory: &Path, unused: Duration) -> io::Result<()> {
         if !garbage {
             continue;
         }
-        if let Ok(Some(_lock)) = lock::try_acquire(directory, name) {
+        if let Ok(Some(_lock)) = node_lock::try_acquire(directory, name) {
             tracing::info!("removing the unused layer image {}", path.display());
             let _ = fs::remove_file(&path);
         }
@@ -59,6 +63,6 @@ fn age(path: &Path) -> Option<Duration> {
 
 /// Whether the directory that an image was made of is still there, and still the same.
 fn is_wanted(directory: &Path, key: &str) -> bool {
-    Record::read(&store::path(directory, key, "record"))
+    Record::read(&Place::named(directory, key).record)
         .is_ok_and(|record| identity::identify(&record.source).is_ok_and(|found| found.key == key))
 }

@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 use super::RootfsError;
 
 /// Changes whenever images are made in another way, so that none of the old ones is used.
-const FORMAT: &[u8] = b"ravelin layer 1";
+const FORMAT: &[u8] = b"ravelin layer 2";
 
 /// What names a snapshot directory for good: not only its path, which may be used again.
 #[derive(Debug, Clone, PartialEq, Eq)]

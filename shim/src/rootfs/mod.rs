@@ -7,8 +7,8 @@
 mod build;
 mod collect;
 mod identity;
-mod lock;
 mod mounts;
+mod place;
 mod record;
 pub mod scratch;
 mod store;
@@ -20,6 +20,9 @@ pub use store::{Layer, LayerStore};
 
 use std::io;
 use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::sync::Cancelled;
 
 /// A root file system or scratch disk that could not be prepared.
 #[derive(Debug, thiserror::Error)]
@@ -77,9 +80,19 @@ pub enum RootfsError {
         #[source]
         source: io::Error,
     },
+    /// Somebody else is at it, and does not come to an end.
+    #[error("{what} {path} took more than {} s (layer_seconds in [timeouts] of ravelin.toml)", .patience.as_secs())]
+    TooLong {
+        /// What did.
+        what: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// How long it had.
+        patience: Duration,
+    },
     /// The work was given up because the shim is ending.
     #[error("the preparation of the root file system was cut short")]
-    Cancelled,
+    Cancelled(#[from] Cancelled),
 }
 
 impl RootfsError {

@@ -1,78 +1,82 @@
 //! The pod's scratch disk: writable layers and emptyDirs live on it, and it goes with the pod.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::time::Duration;
 
-use rustix::fs::SeekFrom;
+use rustix::fs::{Mode, OFlags, SeekFrom};
 
-use super::{RootfsError, build, lock, store};
+use super::{RootfsError, build};
+use crate::node_lock;
+use crate::sync::blocking;
 
 /// Smallest scratch disk.
 pub const MIN_BYTES: u64 = 16 << 20;
 /// Bytes copied in one go.
 const CHUNK: usize = 1 << 20;
 
-/// Makes the scratch disk of a pod, `bytes` in size (rounded up to 4096): a sparse file with an empty ext4 file system,
-/// copied from a template in `templates` that is made when a size is first asked for.
+/// Makes the scratch disk of a pod in `directory`, `bytes` in size (rounded up to 4096): a sparse file with an empty ext4
+/// file system, copied from a template in `templates` that is made when a size is first asked for.
 ///
-/// The file has no name any more when this returns: it is gone when the last descriptor of it is closed, whatever
-/// happens. `path` names it only for the moment of its making.
+/// The file never has a name: it is gone when the last descriptor of it is closed, whatever happens.
 ///
 /// # Errors
-/// When the disk is full or mkfs.ext4 is missing or fails.
-pub async fn create(templates: &Path, path: &Path, bytes: u64) -> Result<File, RootfsError> {
-    let (templates, path) = (templates.to_owned(), path.to_owned());
-    tokio::task::spawn_blocking(move || make(&templates, &path, bytes))
-        .await
-        .map_err(|_| RootfsError::Cancelled)?
+/// When the disk is full, its file system has no files without names, or mkfs.ext4 is missing or fails.
+pub async fn create(
+    templates: &Path,
+    directory: &Path,
+    bytes: u64,
+    patience: Duration,
+) -> Result<File, RootfsError> {
+    let (templates, directory) = (templates.to_owned(), directory.to_owned());
+    blocking(move || make(&templates, &directory, bytes, patience)).await
 }
 
-fn make(templates: &Path, path: &Path, bytes: u64) -> Result<File, RootfsError> {
+fn make(templates: &Path, directory: &Path, bytes: u64, patience: Duration) -> Result<File, RootfsError> {
     let bytes = bytes
         .max(MIN_BYTES)
         .checked_next_multiple_of(build::PAGE)
         .ok_or_else(|| RootfsError::Invalid(format!("a scratch disk of {bytes} bytes")))?;
-    for directory in [Some(templates), path.parent()].into_iter().flatten() {
+    for directory in [templates, directory] {
         fs::create_dir_all(directory).map_err(RootfsError::file("create", directory))?;
     }
-    if build::is_full(path) {
-        return Err(RootfsError::DiskFull { path: path.to_owned() });
+    if build::is_full(&directory.join("scratch")) {
+        return Err(RootfsError::DiskFull { path: directory.to_owned() });
     }
-    let template = template(templates, bytes)?;
-    let failed = |source| RootfsError::file("create the scratch disk", path)(source);
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
-        _ => {}
-    }
+    let template = template(templates, bytes, patience)?;
+    let failed = |source| {
+        RootfsError::file("make a scratch disk, which is a file without a name (O_TMPFILE), in", directory)(
+            source,
+        )
+    };
+    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
     let disk =
-        OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path).map_err(failed)?;
-    let copied = disk.set_len(bytes).and_then(|()| copy_data(&template, &disk, bytes));
-    fs::remove_file(path).map_err(failed)?;
-    copied.map_err(failed)?;
+        rustix::fs::open(directory, flags, Mode::RUSR | Mode::WUSR).map_err(|errno| failed(errno.into()))?;
+    let disk = File::from(disk);
+    disk.set_len(bytes).and_then(|()| copy_data(&template, &disk, bytes)).map_err(failed)?;
     Ok(disk)
 }
 
 /// The template for a size. A template that a power cut may have spoilt is not used: its name holds the boot's id.
-fn template(templates: &Path, bytes: u64) -> Result<File, RootfsError> {
+fn template(templates: &Path, bytes: u64, patience: Duration) -> Result<File, RootfsError> {
     let boot = super::record::boot_id();
     let name = format!("scratch-{bytes}-{boot}");
-    let path = store::path(templates, &name, "ext4");
+    let path = templates.join(format!("{name}.ext4"));
     let failed = |source| RootfsError::file("open the scratch disk's template", &path)(source);
     match File::open(&path) {
         Ok(file) => return Ok(file),
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
         Err(_) => {}
     }
-    let lock =
-        lock::acquire(templates, &name).map_err(RootfsError::file("lock the templates in", templates))?;
+    let lock = node_lock::acquire(templates, &name, patience)
+        .map_err(RootfsError::file("lock the scratch disks' templates in", templates))?;
     if let Ok(file) = File::open(&path) {
         return Ok(file);
     }
     remove_old(templates, &boot);
-    let temporary = store::temporary(templates, &name);
-    build::ext4(&temporary, bytes, &lock).inspect_err(|_| {
+    let temporary = templates.join(format!("{name}.tmp"));
+    build::ext4(&temporary, bytes, &lock, patience).inspect_err(|_| {
         let _ = fs::remove_file(&temporary);
     })?;
     fs::rename(&temporary, &path).map_err(failed)?;
@@ -89,7 +93,7 @@ fn remove_old(templates: &Path, boot: &str) {
         {
             continue;
         }
-        if let Ok(Some(_lock)) = lock::try_acquire(templates, name) {
+        if let Ok(Some(_lock)) = node_lock::try_acquire(templates, name) {
             let _ = fs::remove_file(&path);
         }
     }

@@ -3,16 +3,19 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::Semaphore;
 
 use super::identity::{self, Identity};
 use super::mounts::{self, Kind, RootfsMount, Source};
+use super::place::Place;
 use super::record::{self, Record};
-use super::{RootfsError, build, collect, lock};
+use super::{RootfsError, build, collect};
+use crate::node_lock::{self, NodeLock};
+use crate::sync::{Cancelled, blocking};
 
-/// Most images that one shim makes at a time.
+/// Most images that are made at a time, by one shim and by all of a node.
 const MAX_BUILDS: usize = 4;
 /// An image's modification time tells when it was last used, to this precision.
 const TOUCH: Duration = Duration::from_secs(60);
@@ -31,23 +34,24 @@ pub struct Layer {
 /// The node's layer images.
 ///
 /// An image of a committed snapshot is named by the identity of its directory, made once under a lock, and renamed
-/// into its place when it is whole. It goes when its directory is gone and it has not been used for a while; machines
-/// that still use it hold it open. Images of a container's own directories have no name at all.
+/// into its place (see [`Place`]) when it is whole. It goes with the snapshot; machines that still use it hold it open.
+/// Images of a container's own directories have no name at all.
 #[derive(Debug, Clone)]
 pub struct LayerStore {
     directory: Arc<PathBuf>,
     builds: Arc<Semaphore>,
+    patience: Duration,
 }
 
 static PRIVATE: AtomicU64 = AtomicU64::new(0);
 
 impl LayerStore {
-    /// Images are kept in `directory`, which is made when it is first needed.
+    /// Images are kept in `directory`, which is made when it is first needed. `patience` is the time one may take to be
+    /// made, and how long others wait for it.
     #[must_use]
-    pub fn new(directory: impl Into<PathBuf>) -> Self {
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let builds = Arc::new(Semaphore::new(cores.clamp(1, MAX_BUILDS)));
-        Self { directory: Arc::new(directory.into()), builds }
+    pub fn new(directory: impl Into<PathBuf>, patience: Duration) -> Self {
+        let builds = Arc::new(Semaphore::new(at_once()));
+        Self { directory: Arc::new(directory.into()), builds, patience }
     }
 
     /// The layers of a root file system, topmost first; images that do not exist yet are made.
@@ -66,6 +70,7 @@ impl LayerStore {
         })
         .await?;
 
+        let patience = self.patience;
         let jobs: Vec<_> = found
             .into_iter()
             .map(|found| {
@@ -75,26 +80,28 @@ impl LayerStore {
                         Found::Layer(layer) => return Ok(layer),
                         Found::Missing(missing) => missing,
                     };
-                    let _turn = builds.acquire().await.map_err(|_| RootfsError::Cancelled)?;
-                    blocking(move || make(&directory, &missing)).await
+                    let _turn = builds.acquire().await.map_err(|_| Cancelled)?;
+                    blocking(move || Maker { directory: &directory, patience }.make(&missing)).await
                 })
             })
             .collect();
         let mut layers = Vec::with_capacity(jobs.len());
         for job in jobs {
-            layers.push(job.await.map_err(|_| RootfsError::Cancelled)??);
+            layers.push(job.await.map_err(|_| Cancelled)??);
         }
-        let directory = Arc::clone(&self.directory);
-        // Nobody waits for the collection; it does nothing when one ran shortly before.
-        tokio::task::spawn_blocking(move || collect::collect(&directory));
+        self.collect();
         Ok(layers)
+    }
+
+    /// Throws away, in the background, images whose directories are gone. Does nothing when somebody did so shortly before.
+    pub fn collect(&self) {
+        let directory = Arc::clone(&self.directory);
+        tokio::task::spawn_blocking(move || collect::collect(&directory));
     }
 }
 
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, RootfsError> + Send + 'static,
-) -> Result<T, RootfsError> {
-    tokio::task::spawn_blocking(work).await.map_err(|_| RootfsError::Cancelled)?
+fn at_once() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from).clamp(1, MAX_BUILDS)
 }
 
 enum Found {
@@ -129,28 +136,17 @@ fn look_up(directory: &Path, source: Source) -> Result<Found, RootfsError> {
         return Ok(Found::Missing(Missing::Private(source.path)));
     }
     let identity = identity::identify(&source.path)?;
-    Ok(match cached(directory, &identity)? {
+    Ok(match cached(&Place::of(&identity, directory), &identity.key)? {
         Some(layer) => Found::Layer(layer),
         None => Found::Missing(Missing::Committed(identity)),
     })
 }
 
-/// Where an image, or the record beside it, is.
-pub(super) fn path(directory: &Path, key: &str, extension: &str) -> PathBuf {
-    directory.join(format!("{key}.{extension}"))
-}
-
-/// Where an image is being made.
-pub(super) fn temporary(directory: &Path, name: &str) -> PathBuf {
-    path(directory, name, "tmp")
-}
-
-fn cached(directory: &Path, identity: &Identity) -> Result<Option<Layer>, RootfsError> {
-    if !Record::read(&path(directory, &identity.key, "record")).is_ok_and(|record| record.is_valid()) {
+fn cached(place: &Place, key: &str) -> Result<Option<Layer>, RootfsError> {
+    if !Record::read(&place.record).is_ok_and(|record| record.is_valid()) {
         return Ok(None);
     }
-    let image = path(directory, &identity.key, "erofs");
-    match open(&image, &identity.key) {
+    match open(&place.image, key) {
         Ok(layer) => Ok(layer),
         Err(RootfsError::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
@@ -172,72 +168,111 @@ fn open(image: &Path, key: &str) -> Result<Option<Layer>, RootfsError> {
     Ok((length > 0 && length % build::PAGE == 0).then(|| Layer { key: key.to_owned(), file, length }))
 }
 
-fn make(directory: &Path, missing: &Missing) -> Result<Layer, RootfsError> {
-    match missing {
-        Missing::Committed(identity) => make_committed(directory, identity),
-        Missing::Private(source) => make_private(directory, source),
-    }
+/// Makes images. Blocks.
+struct Maker<'a> {
+    directory: &'a Path,
+    patience: Duration,
 }
 
-fn make_committed(directory: &Path, identity: &Identity) -> Result<Layer, RootfsError> {
-    let key = &identity.key;
-    let lock =
-        lock::acquire(directory, key).map_err(RootfsError::file("lock the layer image in", directory))?;
-    // Another shim may have made it while we waited.
-    if let Some(layer) = cached(directory, identity)? {
-        return Ok(layer);
+impl Maker<'_> {
+    fn make(&self, missing: &Missing) -> Result<Layer, RootfsError> {
+        match missing {
+            Missing::Committed(identity) => self.committed(identity),
+            Missing::Private(source) => self.private(source),
+        }
     }
-    let started = std::time::Instant::now();
-    let (image, record) = (path(directory, key, "erofs"), path(directory, key, "record"));
-    let temporary = temporary(directory, key);
-    build::erofs(&identity.path, &temporary, &uuid(key), &lock).inspect_err(|_| {
+
+    fn committed(&self, identity: &Identity) -> Result<Layer, RootfsError> {
+        let key = &identity.key;
+        let lock =
+            self.wait("the wait for another pod that makes the layer image of", &identity.path, || {
+                node_lock::acquire(self.directory, key, self.patience)
+            })?;
+        let place = Place::of(identity, self.directory);
+        // Another shim may have made it while we waited.
+        if let Some(layer) = cached(&place, key)? {
+            return Ok(layer);
+        }
+        let _turn = self.turn(&identity.path)?;
+        let started = Instant::now();
+        build::erofs(&identity.path, &place.temporary, &uuid(key), &lock, self.patience).inspect_err(
+            |_| {
+                let _ = fs::remove_file(&place.temporary);
+            },
+        )?;
+        let mut entry = Record { boot: record::boot_id(), synced: false, source: identity.path.clone() };
+        entry.write(&place.record).map_err(RootfsError::file("write the record", &place.record))?;
+        fs::rename(&place.temporary, &place.image)
+            .map_err(RootfsError::file("put in place the layer image", &place.image))?;
+        let layer = open(&place.image, key)?.ok_or_else(|| empty_image(&identity.path))?;
+        tracing::info!(
+            source = %identity.path.display(),
+            bytes = layer.length,
+            milliseconds = started.elapsed().as_millis(),
+            "made a layer image"
+        );
+        if let Ok(file) = layer.file.try_clone() {
+            // No one waits for the disk; until it is done the image counts for this boot only.
+            std::thread::spawn(move || {
+                entry.synced = file.sync_all().is_ok();
+                if entry.synced {
+                    let _ = entry.write(&place.record);
+                }
+            });
+        }
+        Ok(layer)
+    }
+
+    fn private(&self, source: &Path) -> Result<Layer, RootfsError> {
+        let name = format!("private-{}-{}", std::process::id(), PRIVATE.fetch_add(1, Ordering::Relaxed));
+        // Nobody else has this name; the lock tells the collector that its file is being made.
+        let lock = self.wait("the lock on the image of", source, || {
+            node_lock::acquire(self.directory, &name, self.patience)
+        })?;
+        let _turn = self.turn(source)?;
+        let temporary = Place::named(self.directory, &name).temporary;
+        let mut unique = [0; 20];
+        let made = getrandom(&mut unique)
+            .map_err(RootfsError::file("read randomness for", &temporary))
+            .and_then(|()| {
+                let key = identity::hex(unique.iter());
+                build::erofs(source, &temporary, &uuid(&key), &lock, self.patience)?;
+                open(&temporary, &key)
+            });
+        // From here on the image lives as long as it is open.
         let _ = fs::remove_file(&temporary);
-    })?;
-    let mut entry = Record { boot: record::boot_id(), synced: false, source: identity.path.clone() };
-    entry.write(&record).map_err(RootfsError::file("write the record", &record))?;
-    fs::rename(&temporary, &image).map_err(RootfsError::file("put in place the layer image", &image))?;
-    let layer = open(&image, key)?.ok_or_else(|| RootfsError::Tool {
-        tool: "mkfs.erofs",
-        path: identity.path.clone(),
-        message: "it made an empty image".to_owned(),
-    })?;
-    tracing::info!(
-        source = %identity.path.display(),
-        bytes = layer.length,
-        milliseconds = started.elapsed().as_millis(),
-        "made a layer image"
-    );
-    if let Ok(file) = layer.file.try_clone() {
-        // No one waits for the disk; until it is done the image counts for this boot only.
-        std::thread::spawn(move || {
-            entry.synced = file.sync_all().is_ok();
-            if entry.synced {
-                let _ = entry.write(&record);
-            }
-        });
+        made?.ok_or_else(|| empty_image(source))
     }
-    Ok(layer)
+
+    /// A place among the few that make images on this node: a burst of new images must not take the disk from
+    /// everything else.
+    fn turn(&self, source: &Path) -> Result<NodeLock, RootfsError> {
+        self.wait("the wait for other pods' layer images before that of", source, || {
+            node_lock::acquire_any(self.directory, "build", at_once(), self.patience)
+        })
+    }
+
+    fn wait(
+        &self,
+        what: &'static str,
+        path: &Path,
+        lock: impl FnOnce() -> io::Result<NodeLock>,
+    ) -> Result<NodeLock, RootfsError> {
+        lock().map_err(|source| match source.kind() {
+            io::ErrorKind::TimedOut => {
+                RootfsError::TooLong { what, path: path.to_owned(), patience: self.patience }
+            }
+            _ => RootfsError::file("lock the layer images in", self.directory)(source),
+        })
+    }
 }
 
-fn make_private(directory: &Path, source: &Path) -> Result<Layer, RootfsError> {
-    let name = format!("private-{}-{}", std::process::id(), PRIVATE.fetch_add(1, Ordering::Relaxed));
-    let lock =
-        lock::acquire(directory, &name).map_err(RootfsError::file("lock the layer image in", directory))?;
-    let temporary = temporary(directory, &name);
-    let mut unique = [0; 20];
-    let made =
-        getrandom(&mut unique).map_err(RootfsError::file("read randomness for", &temporary)).and_then(|()| {
-            let key = identity::hex(unique.iter());
-            build::erofs(source, &temporary, &uuid(&key), &lock)?;
-            open(&temporary, &key)
-        });
-    // From here on the image lives as long as it is open.
-    let _ = fs::remove_file(&temporary);
-    made?.ok_or_else(|| RootfsError::Tool {
+fn empty_image(source: &Path) -> RootfsError {
+    RootfsError::Tool {
         tool: "mkfs.erofs",
         path: source.to_owned(),
         message: "it made an empty image".to_owned(),
-    })
+    }
 }
 
 fn getrandom(buffer: &mut [u8]) -> io::Result<()> {

@@ -7,7 +7,10 @@ use std::time::Duration;
 
 use super::mounts::{Kind, sources};
 use super::record::Record;
-use super::{LayerStore, RootfsError, RootfsMount, collect, identity, lock, scratch};
+use super::{LayerStore, RootfsError, RootfsMount, collect, identity, scratch};
+use crate::node_lock;
+
+const PATIENCE: Duration = Duration::from_secs(60);
 
 fn mount(kind: &str, source: &str, options: &[&str]) -> RootfsMount {
     RootfsMount {
@@ -105,7 +108,7 @@ async fn layers_hold_all_that_overlayfs_needs() {
         assert_eq!(unsafe { libc::mknod(whiteout.as_ptr(), libc::S_IFCHR, 0) }, 0);
         assert!(xattr(&lower.join("opaque"), "trusted.overlay.opaque", "y"));
     }
-    let store = LayerStore::new(dir.path().join("layers"));
+    let store = LayerStore::new(dir.path().join("layers"), PATIENCE);
     let bind = mount("bind", lower.to_str().unwrap(), &["ro"]);
     let layers = store.prepare(std::slice::from_ref(&bind)).await.unwrap();
     assert_eq!(layers.len(), 1);
@@ -165,7 +168,7 @@ async fn a_layer_is_made_once_by_whoever_comes_first() {
     let top = format!("upperdir={}", upper.display());
     let overlay = [mount("overlay", "overlay", &[&options, &top, "workdir=/w"])];
     let layers = dir.path().join("layers");
-    let stores: Vec<_> = (0..4).map(|_| LayerStore::new(&layers)).collect();
+    let stores: Vec<_> = (0..4).map(|_| LayerStore::new(&layers, PATIENCE)).collect();
     let (one, two, three, four) = tokio::join!(
         stores[0].prepare(&overlay),
         stores[1].prepare(&overlay),
@@ -200,7 +203,7 @@ async fn an_empty_directory_alone_is_a_layer() {
     let dir = tempfile::tempdir().unwrap();
     let empty = dir.path().join("empty");
     fs::create_dir(&empty).unwrap();
-    let store = LayerStore::new(dir.path().join("layers"));
+    let store = LayerStore::new(dir.path().join("layers"), PATIENCE);
     let layers = store.prepare(&[mount("bind", empty.to_str().unwrap(), &["rw", "rbind"])]).await.unwrap();
     assert_eq!((layers.len(), layers[0].length), (1, 4096));
 }
@@ -219,7 +222,7 @@ async fn what_an_interrupted_build_left_is_not_taken_for_whole() {
     fs::write(layers.join(format!("{key}.tmp")), "half").unwrap();
     fs::write(&image, vec![1; 4096]).unwrap();
     Record { boot: "another".to_owned(), synced: false, source: source.clone() }.write(&record).unwrap();
-    let store = LayerStore::new(&layers);
+    let store = LayerStore::new(&layers, PATIENCE);
     let made = store.prepare(&[mount("bind", source.to_str().unwrap(), &["ro"])]).await.unwrap();
     let mut magic = [0; 4];
     made[0].file.read_exact_at(&mut magic, 1024).unwrap();
@@ -236,7 +239,7 @@ async fn a_name_that_the_tool_cannot_take_is_told() {
     let (source, layers) = (dir.path().join("s"), dir.path().join("layers"));
     fs::create_dir_all(source.join("deep")).unwrap();
     fs::write(source.join("deep").join("n".repeat(255)), "x").unwrap();
-    let store = LayerStore::new(&layers);
+    let store = LayerStore::new(&layers, PATIENCE);
     // Newer versions of the tool can.
     if let Err(error) = store.prepare(&[mount("bind", source.to_str().unwrap(), &["ro"])]).await {
         assert!(error.to_string().contains("not supported yet: a file name of 255 bytes"), "{error}");
@@ -249,7 +252,7 @@ async fn a_name_that_the_tool_cannot_take_is_told() {
 #[tokio::test]
 async fn a_missing_directory_is_named() {
     let dir = tempfile::tempdir().unwrap();
-    let store = LayerStore::new(dir.path());
+    let store = LayerStore::new(dir.path(), PATIENCE);
     let error = store.prepare(&[mount("bind", "/nonexistent/fs", &["ro"])]).await.unwrap_err();
     assert!(
         matches!(&error, RootfsError::Source { path, .. } if path == Path::new("/nonexistent/fs")),
@@ -281,7 +284,7 @@ fn images_of_directories_that_are_gone_are_collected() {
     fs::create_dir(&replaced).unwrap();
     fs::write(layers.join("dead.tmp"), "").unwrap();
     fs::write(layers.join("alive.tmp"), "").unwrap();
-    let _lock = lock::acquire(&layers, "alive").unwrap();
+    let _lock = node_lock::acquire(&layers, "alive", PATIENCE).unwrap();
 
     collect::sweep(&layers, Duration::from_secs(600)).unwrap();
     assert!(gone_image.exists(), "used a moment ago");
@@ -291,19 +294,45 @@ fn images_of_directories_that_are_gone_are_collected() {
     assert!(!layers.join("dead.tmp").exists() && layers.join("alive.tmp").exists());
 }
 
-#[test]
-fn a_lock_has_one_holder() {
+#[tokio::test]
+async fn an_image_of_an_overlayfs_snapshot_lies_in_it_and_goes_with_it() {
+    if !tools() {
+        return;
+    }
     let dir = tempfile::tempdir().unwrap();
-    let held = lock::acquire(dir.path(), "a").unwrap();
-    assert!(lock::try_acquire(dir.path(), "a").unwrap().is_none());
-    assert!(lock::try_acquire(dir.path(), "b").unwrap().is_some());
-    drop(held);
-    // A program that another test is just starting may hold a copy of the descriptor for a moment.
-    let free = || lock::try_acquire(dir.path(), "a").unwrap().is_some();
-    assert!((0..100).any(|_| free() || {
-        std::thread::sleep(Duration::from_millis(10));
-        false
-    }));
+    let snapshot = dir.path().join("snapshots/7");
+    fs::create_dir_all(snapshot.join("fs")).unwrap();
+    fs::write(snapshot.join("fs/file"), "x").unwrap();
+    let layers = dir.path().join("layers");
+    let bind = [mount("bind", snapshot.join("fs").to_str().unwrap(), &["ro"])];
+    let made = LayerStore::new(&layers, PATIENCE).prepare(&bind).await.unwrap();
+    let again = LayerStore::new(&layers, PATIENCE).prepare(&bind).await.unwrap();
+    let inode = |layer: &super::Layer| layer.file.metadata().unwrap().ino();
+    assert_eq!(inode(&made[0]), inode(&again[0]));
+    let image = snapshot.join(format!("ravelin-{}.erofs", made[0].key));
+    assert_eq!(fs::metadata(image).unwrap().ino(), inode(&made[0]));
+    let kept: Vec<_> = fs::read_dir(&layers).unwrap().flatten().map(|entry| entry.path()).collect();
+    assert!(kept.iter().all(|path| path.ends_with("lock") || path.ends_with("collected")), "{kept:?}");
+}
+
+#[tokio::test]
+async fn a_full_disk_is_named_when_an_image_does_not_fit() {
+    let dir = tempfile::tempdir().unwrap();
+    let layers = dir.path().join("layers");
+    fs::create_dir(&layers).unwrap();
+    let small = ["-t", "tmpfs", "-o", "size=64k", "tmpfs"];
+    if !tools() || !Command::new("mount").args(small).arg(&layers).status().is_ok_and(|s| s.success()) {
+        println!("skipped: needs to mount");
+        return;
+    }
+    let source = dir.path().join("source");
+    fs::create_dir(&source).unwrap();
+    fs::write(source.join("big"), vec![7; 300_000]).unwrap();
+    let bind = [mount("bind", source.to_str().unwrap(), &["ro"])];
+    let error = LayerStore::new(&layers, PATIENCE).prepare(&bind).await.unwrap_err();
+    assert!(Command::new("umount").arg("-l").arg(&layers).status().unwrap().success());
+    let words = error.to_string();
+    assert!(words.contains(layers.to_str().unwrap()) && words.ends_with("is full"), "{words}");
 }
 
 #[tokio::test]
@@ -313,10 +342,10 @@ async fn a_scratch_disk_is_a_sparse_file_without_a_name() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
-    let (templates, path) = (dir.path().join("templates"), dir.path().join("scratch/pod.img"));
+    let (templates, scratch) = (dir.path().join("templates"), dir.path().join("scratch"));
     let mut disks = Vec::new();
     for _ in 0..2 {
-        let disk: File = scratch::create(&templates, &path, (20 << 30) - 5).await.unwrap();
+        let disk: File = scratch::create(&templates, &scratch, (20 << 30) - 5, PATIENCE).await.unwrap();
         let metadata = disk.metadata().unwrap();
         assert_eq!((metadata.len(), metadata.nlink()), (20 << 30, 0));
         assert!(metadata.blocks() * 512 < 1 << 20, "{} blocks", metadata.blocks());
@@ -325,7 +354,7 @@ async fn a_scratch_disk_is_a_sparse_file_without_a_name() {
         assert_eq!(u16::from_le_bytes(magic), 0xef53);
         disks.push(disk);
     }
-    assert!(!path.exists());
+    assert_eq!(fs::read_dir(&scratch).unwrap().count(), 0);
     let fsck = Command::new("e2fsck")
         .args([
             "-fn",

@@ -1,6 +1,6 @@
 //! From a plan to a machine whose agent answers.
 
-use std::path::Path;
+use std::io;
 use std::sync::Arc;
 
 use ravelin_proto::PROTOCOL_VERSION;
@@ -15,12 +15,32 @@ use crate::config::Config;
 use crate::error::bounded;
 use crate::machine::{self, BootFds, Machine, MachineError, SpawnConfig};
 use crate::network::{self, Attachment, NetworkError};
+use crate::node_lock::{self, NodeLock};
 use crate::rootfs::{RootfsError, scratch};
 use crate::state::{ProcessRef, State, StateDir};
 
 /// A machine that could not be brought up.
 #[derive(Debug, thiserror::Error)]
 pub enum BootError {
+    /// Other machines did not make room.
+    #[error(
+        "this node starts {places} machines at a time, and within {seconds} s it was not this pod's turn (queue_seconds in [timeouts] and starts in [vmm] of ravelin.toml)"
+    )]
+    Queue {
+        /// How long it waited.
+        seconds: u64,
+        /// How many machines start at a time.
+        places: usize,
+    },
+    /// The lock file.
+    #[error("cannot wait for the pod's turn to start a machine with a lock file in {path}")]
+    Turn {
+        /// Its directory.
+        path: std::path::PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// The state file.
     #[error("cannot write the pod's state to {path}")]
     State {
@@ -66,6 +86,19 @@ pub enum BootError {
     },
 }
 
+/// Waits until it is this pod's turn to start a machine. The turn lasts until what this gives is dropped.
+///
+/// A boot keeps a CPU busy. Many at once would all be slow, until the kubelet gives up on them, throws them away and tries
+/// them again, which makes the node slower still. So a few start at a time, and the others wait without taking anything.
+pub(super) async fn turn(config: &Config) -> Result<NodeLock, BootError> {
+    let (places, patience) = (config.starts(), config.queue_deadline());
+    let turn = node_lock::take_turn(&config.storage.directory, "start", places, patience).await;
+    turn.map_err(|source| match source.kind() {
+        io::ErrorKind::TimedOut => BootError::Queue { seconds: patience.as_secs(), places },
+        _ => BootError::Turn { path: config.storage.directory.clone(), source },
+    })
+}
+
 /// Starts the machine's process and prepares everything it is built from at the same time; returns when the machine
 /// runs. What was made is put into `resources` and `state` as it comes to be, for the caller to remove if this fails.
 pub(super) async fn machine(
@@ -84,12 +117,10 @@ pub(super) async fn machine(
     let kernel = machine::open_kernel(&config.guest.kernel).map_err(BootError::Machine)?;
     let initramfs = machine::open_initramfs(&config.guest.initramfs).map_err(BootError::Machine)?;
 
-    let scratch_path = plan.scratch_path(config);
     let templates = config.templates_dir();
     let scratch_bytes = u64::from(config.storage.scratch_gib) << 30;
     state.netns = Some(plan.netns.clone());
     state.cgroups_path = Some(plan.cgroups_path.clone());
-    state.scratch = Some(scratch_path.clone());
     save(state)?;
     resources.netns = Some(plan.netns.clone());
 
@@ -112,7 +143,7 @@ pub(super) async fn machine(
     let (attachment, cgroup, scratch) = tokio::join!(
         network::attach(&plan.netns, plan.size.vcpus),
         cgroup,
-        scratch::create(&templates, &scratch_path, scratch_bytes),
+        scratch::create(&templates, &config.storage.directory, scratch_bytes, config.boot_deadline()),
     );
     let added = match cgroup {
         Ok((cgroup, added)) => {
@@ -143,7 +174,7 @@ pub(super) async fn machine(
         None
     };
     let fds = BootFds { kvm, kernel, initramfs, scratch: scratch.into(), taps, console };
-    machine.boot(shape, fds).await.map_err(BootError::Machine)?;
+    machine.boot(shape, fds, config.boot_deadline()).await.map_err(BootError::Machine)?;
     Ok((machine, attachment))
 }
 
@@ -153,11 +184,14 @@ pub(super) async fn agent(
     config: &Config,
     machine: Machine,
     attachment: Attachment,
+    turn: NodeLock,
 ) -> Result<Arc<Pod>, BootError> {
     let patience = config.boot_deadline();
     let agent = Agent::connect(&machine, patience, config.call_deadline())
         .await
         .map_err(|source| BootError::Agent { seconds: patience.as_secs(), source })?;
+    // What comes now takes little of a CPU.
+    drop(turn);
     let network = attachment.guest;
     let request = SetupSandboxRequest {
         protocol_version: PROTOCOL_VERSION,
@@ -211,10 +245,4 @@ fn log_counters(sandbox: &str, metrics: &Metrics) {
         exits = bounded(&exits.join(","), 1024),
         "the machine's counters"
     );
-}
-
-/// Removes what may be left of a scratch disk whose making was cut short.
-pub fn remove_scratch(path: &Path) {
-    // It is there only if the shim died within the moment of its making.
-    let _ = std::fs::remove_file(path);
 }

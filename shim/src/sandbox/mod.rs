@@ -7,7 +7,7 @@ mod port_forward;
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use containerd_shim_protos::events::task::TaskExit;
@@ -27,6 +27,7 @@ use crate::network;
 use crate::process::{Exit, Life, Phase};
 use crate::rootfs::LayerStore;
 use crate::state::{State, StateDir};
+use crate::sync::lock;
 use crate::volumes::{PodPaths, PodVolumes};
 use boot::BootError;
 use plan::Plan;
@@ -135,6 +136,7 @@ impl Sandbox {
         directory: &StateDir,
         publisher: &Publisher,
     ) -> Result<Arc<Self>, TaskError> {
+        let turn = boot::turn(config).await.map_err(TaskError::failed)?;
         let mut resources = Resources::default();
         let booted = boot::machine(&plan, config, &mut state, directory, &mut resources).await;
         let (machine, attachment) = match booted {
@@ -146,7 +148,7 @@ impl Sandbox {
         };
         let booting = {
             let (plan, config, machine) = (plan.clone(), Arc::clone(config), machine.clone());
-            tokio::spawn(async move { boot::agent(&plan, &config, machine, attachment).await })
+            tokio::spawn(async move { boot::agent(&plan, &config, machine, attachment, turn).await })
         };
         let sandbox = Arc::new(Self {
             id: plan.sandbox_id,
@@ -316,7 +318,7 @@ impl Pod {
                 },
             ),
             extents: Extents::default(),
-            layers: LayerStore::new(config.layers_dir()),
+            layers: LayerStore::new(config.layers_dir(), config.layer_deadline()),
             // 0 means none.
             next_stream: AtomicU64::new(1),
             next_pid: AtomicU32::new(PID_MAX_LIMIT + 1),
@@ -373,11 +375,4 @@ pub async fn remove_remains(state: &State) {
     {
         tracing::warn!("cannot remove the pod's cgroup: {}", chain(&error));
     }
-    if let Some(path) = &state.scratch {
-        boot::remove_scratch(path);
-    }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -130,12 +130,6 @@ impl Plan {
         let number = digest.iter().take(4).fold(0_u32, |number, byte| (number << 8) | u32::from(*byte));
         config.vmm.uid_base + number % config.vmm.uid_count.max(1)
     }
-
-    /// Where the scratch disk has a name for a moment.
-    #[must_use]
-    pub fn scratch_path(&self, config: &Config) -> PathBuf {
-        config.scratch_path(&self.sandbox_id)
-    }
 }
 
 /// The sandbox's bundle holds its spec; this reads and judges it.

@@ -310,6 +310,7 @@ impl Container {
         self.pod.volumes.container_removed(&self.id).await;
         let layers = std::mem::take(&mut *self.layers.lock().unwrap_or_else(PoisonError::into_inner));
         self.pod.extents.release(self.agent(), layers).await;
+        self.pod.layers.collect();
         let mut event = TaskDelete::new();
         event.container_id.clone_from(&self.id);
         event.pid = self.pid();

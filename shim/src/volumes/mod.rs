@@ -17,12 +17,14 @@ mod watch;
 
 use std::collections::HashMap;
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use oci_spec::runtime::Spec;
 use ravelin_policy::Roots;
 use ravelin_proto::agent::MountSource;
 use tokio::task::JoinHandle;
+
+use crate::sync::{Cancelled, lock};
 
 pub use guest::Guest;
 use resolve::Resolver;
@@ -65,7 +67,7 @@ pub enum VolumeError {
     },
     /// The shim is ending.
     #[error("the work on volumes was cut short")]
-    Cancelled,
+    Cancelled(#[from] Cancelled),
 }
 
 /// The names and places by which the pod's own paths are known.
@@ -98,10 +100,6 @@ struct Shared {
     /// Termination logs by container, open since the container's creation.
     logs: Mutex<HashMap<String, Vec<TerminationLog>>>,
     changes: watch::Changes,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl PodVolumes {

@@ -8,7 +8,8 @@ use ravelin_proto::agent::{Empty, EmptyDir, MountSource, PushedVolume};
 
 use super::termination::TerminationLog;
 use super::watch::Pushed;
-use super::{Shared, VolumeError, host, lock, subpath};
+use super::{Shared, VolumeError, host, subpath};
+use crate::sync::{blocking, lock};
 
 /// Resolves the mounts of one container.
 pub(super) struct Resolver<'a> {
@@ -122,12 +123,6 @@ impl Resolver<'_> {
         lock(&self.shared.logs).entry(self.container_id.to_owned()).or_default().push(log);
         Ok(Source::Pushed(PushedVolume { volume, sub_path: String::new() }))
     }
-}
-
-pub(super) async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, VolumeError> + Send + 'static,
-) -> Result<T, VolumeError> {
-    tokio::task::spawn_blocking(work).await.map_err(|_| VolumeError::Cancelled)?
 }
 
 fn is_bind(mount: &Mount) -> bool {

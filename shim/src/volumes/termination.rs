@@ -7,8 +7,8 @@ use ravelin_proto::agent::{PushVolumeRequest, VolumeEntry};
 use rustix::fs::{FileType, OFlags, fstat};
 
 use super::guest::Guest;
-use super::resolve::blocking;
 use super::{VolumeError, host};
+use crate::sync::blocking;
 
 /// Most that is carried back; the kubelet reads less.
 const MAX_BYTES: u32 = 64 << 10;

@@ -14,8 +14,8 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::Mutex;
 
-use super::resolve::blocking;
-use super::{Shared, VolumeError, host, lock, tree};
+use super::{Shared, VolumeError, host, tree};
+use crate::sync::{blocking, lock};
 
 /// Changes come in bursts; they are waited out this long.
 const SETTLE: Duration = Duration::from_millis(100);

@@ -1,0 +1,39 @@
+//! What the whole shim shares between its tasks and threads by.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Work on another thread that never came to its end, because the runtime is shutting down or the work panicked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the work was cut short")]
+pub struct Cancelled;
+
+/// Takes a mutex, also after a thread that held it panicked: what our mutexes guard is whole after every statement.
+pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Runs work that waits for a disk or a program on a thread where that stops nobody else.
+///
+/// A caller that goes away does not end the work; what it returns is dropped then.
+///
+/// # Errors
+/// The work's own, or [`Cancelled`].
+pub async fn blocking<T, E>(work: impl FnOnce() -> Result<T, E> + Send + 'static) -> Result<T, E>
+where
+    T: Send + 'static,
+    E: From<Cancelled> + Send + 'static,
+{
+    tokio::task::spawn_blocking(work).await.map_err(|_| Cancelled)?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn work_gives_its_result_and_a_panic_is_an_error() {
+        assert_eq!(blocking(|| Ok::<_, Cancelled>(3)).await, Ok(3));
+        let panicked: Result<(), _> = blocking(|| -> Result<(), Cancelled> { panic!("on purpose") }).await;
+        assert_eq!(panicked, Err(Cancelled));
+    }
+}
