@@ -22,7 +22,7 @@ use crate::process::Phase;
 use crate::reaper::{Exit, Reaper};
 use crate::spawner::{Request, Spawner};
 use crate::stdio::Registry;
-use crate::{clock, network, paths};
+use crate::{clock, network, paths, sysctl};
 
 /// Events kept for a listener that lags.
 const EVENT_BACKLOG: usize = 1024;
@@ -134,6 +134,7 @@ impl Agent {
                 .map_err(|error| AgentError::Failed(error.to_string()))?;
             self.state().pause = pause;
         }
+        sysctl::adopt(&request.tunables);
         network::configure(request).await?;
         let kernel = rustix::system::uname();
         Ok(api::SetupSandboxResponse {

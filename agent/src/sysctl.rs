@@ -1,10 +1,11 @@
 //! Sysctls, written in the guest's own namespaces, which are the pod's.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::path::PathBuf;
 
 use crate::error::{AgentError, Attempt, Result};
+use crate::log;
 
 /// Writes sysctls by name, in the order of their names.
 ///
@@ -18,6 +19,15 @@ pub fn apply<'a>(sysctls: impl IntoIterator<Item = (&'a String, &'a String)>) ->
         fs::write(&path, value).attempt(|| format!("set sysctl {name} to {value:?}"))?;
     }
     Ok(())
+}
+
+/// Takes over the node's settings of what has no namespace, as far as this kernel has them: a pod runs without one.
+pub fn adopt(tunables: &HashMap<String, String>) {
+    for (name, value) in tunables {
+        if let Err(error) = apply([(name, value)]) {
+            log!("the node's value is not taken over: {error}");
+        }
+    }
 }
 
 /// The file of a sysctl. Dots separate its parts; if it has slashes they do, and dots belong to the parts, as in an

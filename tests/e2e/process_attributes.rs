@@ -1,8 +1,9 @@
 //! What a container's process is born with.
 
 use std::collections::BTreeSet;
+use std::fs;
 
-use ravelin_tests::{Host, images};
+use ravelin_tests::{Host, Run, images};
 use serde_json::json;
 
 use crate::report;
@@ -90,8 +91,16 @@ fn resource_limits_of_the_specification_hold() {
 }
 
 #[test]
-fn sysctls_of_the_pod_are_set_for_its_containers() {
+fn sysctls_of_the_pod_are_set_and_the_rest_is_the_nodes() {
     let host = Host::shared();
+    // What a kubelet sets, and what administrators do.
+    for (name, value) in [
+        ("vm/overcommit_memory", "1"),
+        ("vm/max_map_count", "262144"),
+        ("fs/inotify/max_user_instances", "777"),
+    ] {
+        fs::write(format!("/proc/sys/{name}"), value).unwrap();
+    }
     let sysctls = json!({
         "net.ipv4.ip_local_port_range": "20000\t30000",
         "net.core.somaxconn": "1234",
@@ -104,6 +113,11 @@ fn sysctls_of_the_pod_are_set_for_its_containers() {
         "cd /proc/sys; cat net/ipv4/ip_local_port_range net/core/somaxconn net/ipv4/tcp_keepalive_time kernel/shm_rmid_forced kernel/msgmax",
     );
     assert_eq!(container.output(), "20000\t30000\n1234\n77\n1\n12345\n");
+    let tunables = "cd /proc/sys; head -n 1 vm/overcommit_memory vm/max_map_count fs/inotify/max_* fs/protected_* fs/file-max
+                    head -n 1 fs/nr_open fs/aio-max-nr kernel/panic_on_oops";
+    let of_the_node = Run::new("sh").args(["-c", tunables]).ok();
+    assert!(of_the_node.contains("777"), "{of_the_node}");
+    assert_eq!(pod.sh(tunables).output().trim_end(), of_the_node);
 }
 
 #[test]

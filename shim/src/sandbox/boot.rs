@@ -8,7 +8,7 @@ use ravelin_proto::agent::SetupSandboxRequest;
 use ravelin_vmm::control::{MachineConfig, Metrics};
 
 use super::plan::Plan;
-use super::{Pod, Resources, clock, port_forward};
+use super::{Pod, Resources, clock, port_forward, tunables};
 use crate::agent::{Agent, AgentError};
 use crate::cgroup::{CgroupError, Limits, PodCgroup};
 use crate::config::Config;
@@ -201,6 +201,7 @@ pub(super) async fn agent(
         routes: network.routes,
         neighbours: network.neighbours,
         sysctls: plan.sysctls.clone(),
+        tunables: tunables::of_the_node(),
         unix_nanos: clock::unix_nanos(),
         shm_bytes: 0,
         shared_pid_namespace: true,

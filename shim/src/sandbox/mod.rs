@@ -4,6 +4,7 @@ pub mod boot;
 mod clock;
 pub mod plan;
 mod port_forward;
+mod tunables;
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
