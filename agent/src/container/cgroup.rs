@@ -141,7 +141,10 @@ impl Cgroup {
     pub fn remove(&self) -> Result<()> {
         let deadline = Instant::now() + Duration::from_secs(10);
         loop {
-            let Ok(mut tree) = self.tree() else { return Ok(()) };
+            let mut tree = match self.tree() {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+                tree => tree.attempt(|| format!("list the cgroups of {}", self.id))?,
+            };
             let _ = fs::write(self.path.join("cgroup.freeze"), "0");
             self.kill()?;
             tree.reverse();
@@ -228,12 +231,16 @@ impl Cgroup {
         self.table(file).into_iter().find(|(name, _)| name == key).map(|(_, value)| value)
     }
 
-    /// Its directory and all below, parents first.
+    /// Its directory and all below, parents first. What its processes remove meanwhile may be missing.
     fn tree(&self) -> io::Result<Vec<PathBuf>> {
         let mut tree = vec![self.path.clone()];
         let mut at = 0;
         while let Some(directory) = tree.get(at).cloned() {
-            for entry in fs::read_dir(&directory)?.flatten() {
+            let entries = match fs::read_dir(&directory) {
+                Err(error) if at > 0 && error.kind() == io::ErrorKind::NotFound => None,
+                entries => Some(entries?),
+            };
+            for entry in entries.into_iter().flatten().flatten() {
                 if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
                     tree.push(entry.path());
                 }

@@ -23,7 +23,8 @@ pub(super) fn enter() -> Result<()> {
         (c"sysfs", "sys", none, None),
         (c"devtmpfs", "dev", MountFlags::NOSUID, Some(c"mode=0755")),
         (c"devpts", "dev/pts", MountFlags::NOSUID | MountFlags::NOEXEC, Some(c"mode=0620,ptmxmode=0666")),
-        (c"cgroup2", "sys/fs/cgroup", none, None),
+        // A namespace's root is a boundary: what a container has for limits is not its own to change.
+        (c"cgroup2", "sys/fs/cgroup", none, Some(c"nsdelegate")),
     ] {
         let target = new.join(dir);
         make_dir(&target)?;
