@@ -168,7 +168,6 @@ fn mount_extent(key: Key, filesystem: &str) -> Result<()> {
         (_, "") => return Ok(()),
         (_, "erofs") => (c"erofs", MountFlags::RDONLY),
         (api::ExtentDisk::Volumes, "ext4") => (c"ext4", MountFlags::NOATIME),
-        (api::ExtentDisk::Volumes, "xfs") => (c"xfs", MountFlags::NOATIME),
         (_, other) => {
             return Err(AgentError::Invalid(format!("extent {} cannot be mounted as {other:?}", key.1)));
         }
