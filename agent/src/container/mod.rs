@@ -8,6 +8,7 @@ pub mod mounts;
 mod rootfs;
 pub mod seccomp;
 mod spec;
+mod unknown_calls;
 mod user;
 mod working_directory;
 

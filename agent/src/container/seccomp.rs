@@ -10,6 +10,7 @@ use oci_spec::runtime::{
 };
 use rustix::fs::MemfdFlags;
 
+use super::unknown_calls;
 use crate::error::{AgentError, Attempt, Result};
 
 /// Compiles a profile: four bytes of flags for `seccomp(2)`, little-endian, then the BPF instructions.
@@ -23,8 +24,10 @@ pub fn compile(profile: &LinuxSeccomp) -> Result<Vec<u8>> {
     let mut filter = ScmpFilterContext::new(default).map_err(|error| refused("default action", &error))?;
     // Whether the process may gain privileges is the spec's business, not the filter's.
     filter.set_ctl_nnp(false).map_err(|error| refused("no_new_privs", &error))?;
-    for arch in profile.architectures().iter().flatten() {
-        filter.add_arch(architecture(*arch)).map_err(|error| refused("architecture", &error))?;
+    let listed = profile.architectures().iter().flatten().copied();
+    let architectures: Vec<ScmpArch> = listed.map(architecture).collect();
+    for arch in &architectures {
+        filter.add_arch(*arch).map_err(|error| refused("architecture", &error))?;
     }
     for rule in profile.syscalls().iter().flatten() {
         let action = action(rule.action(), rule.errno_ret())?;
@@ -39,6 +42,7 @@ pub fn compile(profile: &LinuxSeccomp) -> Result<Vec<u8>> {
         }
     }
     let mut compiled = flags(profile).to_le_bytes().to_vec();
+    compiled.append(&mut unknown_calls::stub(profile, &architectures));
     compiled.append(&mut export(&filter)?);
     Ok(compiled)
 }
