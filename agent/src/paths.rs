@@ -12,6 +12,8 @@ pub const BLOCK_VOLUMES: &str = "/run/ravelin/block";
 pub const SCRATCH: &str = "/run/ravelin/scratch";
 /// Volumes whose content the host pushes.
 pub const VOLUMES: &str = "/run/ravelin/volumes";
+/// emptyDir volumes in which containers see each other's mounts, each a shared mount.
+pub const SHARED_DIRS: &str = "/run/ravelin/shared";
 /// emptyDir volumes in memory.
 pub const MEMORY_DIRS: &str = "/run/ravelin/memory";
 /// One directory per container: bundle, root file system, bind sources.

@@ -143,7 +143,7 @@ impl Service for AgentService {
             AgentError::Invalid(format!("read the new limits of container {}: {error}", container.id))
         })?;
         let has_control = |file: &str| Path::new(paths::POD_CGROUP).join(file).exists();
-        empty(container.cgroup.update(&container::limit(&resources, &has_control)))
+        empty(container.cgroup.update(&container::limit(&resources, &has_control)?))
     }
 
     async fn pause(&self, request: Request<api::ContainerRequest>) -> Answer<api::Empty> {

@@ -8,6 +8,7 @@ use std::path::{Component, Path, PathBuf};
 
 use ravelin_proto::agent as api;
 use ravelin_proto::agent::volume_entry::Content;
+use rustix::mount::{MountFlags, mount};
 
 use crate::error::{AgentError, Attempt, Result};
 
@@ -27,6 +28,67 @@ pub fn check_name(name: &str) -> Result<()> {
     Ok(())
 }
 
+/// Where volumes of one kind lie. Each kind has room of its own, so that what containers write into their files takes
+/// nothing from the others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// Directories, which containers cannot write: memory.
+    Trees,
+    /// Single files, which containers may write, and which may be secret: memory.
+    Files,
+    /// Single files that are there to be written: the scratch disk.
+    Logs,
+}
+
+impl Place {
+    const fn of(request: &api::PushVolumeRequest) -> Self {
+        match (request.single_file, request.writable) {
+            (false, _) => Self::Trees,
+            (true, false) => Self::Files,
+            (true, true) => Self::Logs,
+        }
+    }
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Trees => "trees",
+            Self::Files => "files",
+            Self::Logs => "logs",
+        }
+    }
+}
+
+/// Makes room for volumes below `volumes`, and for those that containers write in `logs`, on the scratch disk. Trees get an
+/// eighth of the guest's memory at most, files 16 MiB.
+///
+/// # Errors
+///
+/// When the kernel refuses.
+pub fn prepare(volumes: &Path, logs: &Path) -> Result<()> {
+    let attempt = || format!("make room for volumes in {}", volumes.display());
+    for (place, options) in [(Place::Trees, c"mode=0755,size=12%"), (Place::Files, c"mode=0755,size=16m")] {
+        let directory = volumes.join(place.name());
+        fs::create_dir(&directory).attempt(attempt)?;
+        mount("volumes", &directory, c"tmpfs", MountFlags::empty(), Some(options)).attempt(attempt)?;
+    }
+    fs::create_dir_all(logs).attempt(attempt)?;
+    symlink(logs, volumes.join(Place::Logs.name())).attempt(attempt)
+}
+
+/// Where a pushed volume lies.
+///
+/// # Errors
+///
+/// [`AgentError::NotFound`] when there is no such volume.
+pub fn find(volumes: &Path, name: &str) -> Result<PathBuf> {
+    check_name(name)?;
+    [Place::Trees, Place::Files, Place::Logs]
+        .into_iter()
+        .map(|place| volumes.join(place.name()).join(name))
+        .find(|volume| volume.exists())
+        .ok_or_else(|| AgentError::NotFound(format!("no volume {name} was pushed")))
+}
+
 /// Puts a volume's content in place of what it had.
 ///
 /// # Errors
@@ -34,7 +96,7 @@ pub fn check_name(name: &str) -> Result<()> {
 /// [`AgentError::Invalid`] for entries the protocol does not allow; otherwise the kernel's refusal.
 pub fn push(volumes: &Path, request: &api::PushVolumeRequest) -> Result<()> {
     check_name(&request.volume)?;
-    let volume = volumes.join(&request.volume);
+    let volume = volumes.join(Place::of(request).name()).join(&request.volume);
     if request.single_file {
         return push_file(&volume, request);
     }
@@ -59,10 +121,8 @@ pub fn push(volumes: &Path, request: &api::PushVolumeRequest) -> Result<()> {
 /// [`AgentError::NotFound`] when there is no such volume; [`AgentError::Invalid`] when it is not such a file.
 pub fn read(volumes: &Path, request: &api::ReadVolumeRequest) -> Result<Vec<u8>> {
     const MOST: u32 = 1 << 20;
-    check_name(&request.volume)?;
-    let path = volumes.join(&request.volume);
-    let metadata = fs::symlink_metadata(&path)
-        .map_err(|_| AgentError::NotFound(format!("no volume {} was pushed", request.volume)))?;
+    let path = find(volumes, &request.volume)?;
+    let metadata = fs::symlink_metadata(&path).attempt(|| format!("look at {}", path.display()))?;
     if !metadata.is_file() {
         return Err(AgentError::Invalid(format!("volume {} is not a single file", request.volume)));
     }

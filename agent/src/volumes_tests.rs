@@ -18,13 +18,22 @@ fn dir(path: &str) -> api::VolumeEntry {
     api::VolumeEntry { mode: 0o755, ..entry(path, Content::Directory(api::Empty {})) }
 }
 
+/// Room for volumes.
+fn volumes() -> tempfile::TempDir {
+    let root = tempfile::tempdir().unwrap();
+    for place in [Place::Trees, Place::Files, Place::Logs] {
+        fs::create_dir(root.path().join(place.name())).unwrap();
+    }
+    root
+}
+
 fn request(entries: Vec<api::VolumeEntry>) -> api::PushVolumeRequest {
     api::PushVolumeRequest { volume: "v".into(), entries, single_file: false, writable: false }
 }
 
 #[test]
 fn a_kubelet_directory_is_swapped_through_its_data_link() {
-    let root = tempfile::tempdir().unwrap();
+    let root = volumes();
     let first = vec![
         dir("..1"),
         file("..1/key", "one"),
@@ -34,7 +43,7 @@ fn a_kubelet_directory_is_swapped_through_its_data_link() {
         link("old", "..data/old"),
     ];
     push(root.path(), &request(first)).unwrap();
-    let volume = root.path().join("v");
+    let volume = root.path().join("trees/v");
     assert_eq!(fs::read_to_string(volume.join("key")).unwrap(), "one");
     let open = File::open(volume.join("..1")).unwrap();
 
@@ -53,11 +62,11 @@ fn a_kubelet_directory_is_swapped_through_its_data_link() {
 #[test]
 fn the_volumes_own_directory_has_the_hosts_mode() {
     use std::os::unix::fs::PermissionsExt;
-    let root = tempfile::tempdir().unwrap();
+    let root = volumes();
     let own = api::VolumeEntry { mode: 0o2750, ..dir("") };
     for data in ["..1", "..2"] {
         push(root.path(), &request(vec![own.clone(), dir(data), link("..data", data)])).unwrap();
-        assert_eq!(fs::metadata(root.path().join("v")).unwrap().permissions().mode() & 0o7777, 0o2750);
+        assert_eq!(fs::metadata(root.path().join("trees/v")).unwrap().permissions().mode() & 0o7777, 0o2750);
     }
     let file = file("", "text");
     assert!(matches!(push(root.path(), &request(vec![file])), Err(AgentError::Invalid(_))));
@@ -65,10 +74,10 @@ fn the_volumes_own_directory_has_the_hosts_mode() {
 
 #[test]
 fn a_plain_directory_follows_the_host() {
-    let root = tempfile::tempdir().unwrap();
+    let root = volumes();
     push(root.path(), &request(vec![file("a", "1"), dir("d"), file("d/b", "2"), file("gone", "3")])).unwrap();
     push(root.path(), &request(vec![file("a", "4"), dir("d"), file("d/b", "2")])).unwrap();
-    let volume = root.path().join("v");
+    let volume = root.path().join("trees/v");
     assert_eq!(fs::read_to_string(volume.join("a")).unwrap(), "4");
     assert_eq!(fs::read_to_string(volume.join("d/b")).unwrap(), "2");
     assert!(!volume.join("gone").exists());
@@ -77,25 +86,25 @@ fn a_plain_directory_follows_the_host() {
 #[test]
 fn a_single_file_keeps_its_inode() {
     use std::os::unix::fs::MetadataExt;
-    let root = tempfile::tempdir().unwrap();
+    let root = volumes();
     let mut request = request(vec![file("", "long content")]);
     request.single_file = true;
     push(root.path(), &request).unwrap();
-    let inode = fs::metadata(root.path().join("v")).unwrap().ino();
+    let inode = fs::metadata(root.path().join("files/v")).unwrap().ino();
     request.entries = vec![file("", "short")];
     push(root.path(), &request).unwrap();
-    assert_eq!(fs::read_to_string(root.path().join("v")).unwrap(), "short");
-    assert_eq!(fs::metadata(root.path().join("v")).unwrap().ino(), inode);
+    assert_eq!(fs::read_to_string(root.path().join("files/v")).unwrap(), "short");
+    assert_eq!(fs::metadata(root.path().join("files/v")).unwrap().ino(), inode);
 }
 
 #[test]
 fn what_a_container_wrote_is_kept_and_read_back() {
-    let root = tempfile::tempdir().unwrap();
+    let root = volumes();
     let mut request = request(vec![file("", "")]);
     request.single_file = true;
     request.writable = true;
     push(root.path(), &request).unwrap();
-    fs::write(root.path().join("v"), "last words").unwrap();
+    fs::write(root.path().join("logs/v"), "last words").unwrap();
     push(root.path(), &request).unwrap();
     let read_back = read(root.path(), &api::ReadVolumeRequest { volume: "v".into(), max_bytes: 4 }).unwrap();
     assert_eq!(read_back, b"last");
@@ -105,7 +114,7 @@ fn what_a_container_wrote_is_kept_and_read_back() {
 
 #[test]
 fn paths_and_links_out_of_the_volume_are_refused() {
-    let root = tempfile::tempdir().unwrap();
+    let root = volumes();
     for bad in [
         file("/abs", ""),
         file("a/../../b", ""),

@@ -11,7 +11,10 @@ use libcontainer::container::{Container as State, ContainerStatus};
 use oci_spec::runtime::Spec;
 use ravelin_proto::agent as api;
 
-use super::{Container, Facts, devices, mounts, rootfs, seccomp, spec, user, working_directory};
+use super::tree::Tree;
+use super::{
+    Container, Facts, destinations, devices, mounts, nodes, rootfs, seccomp, spec, user, working_directory,
+};
 use crate::agent::Agent;
 use crate::error::{AgentError, Attempt, Result, chain};
 use crate::process::{Ended, Phase};
@@ -69,11 +72,11 @@ fn build(
         .unwrap_or_default();
 
     let rootfs = rootfs::mount(id, &request.layers)?;
-    let sources = mounts::resolve(id, &request.mounts)?;
+    let sources = mounts::resolve(id, parsed.mounts().as_deref().unwrap_or_default(), &request.mounts)?;
     let home = |uid| user::home(&rootfs, uid);
     let has_control = |file: &str| Path::new(paths::POD_CGROUP).join(file).exists();
-    let completed = spec::complete(
-        parsed,
+    let mut completed = spec::complete(
+        &parsed,
         &spec::Guest {
             id,
             rootfs: &rootfs,
@@ -82,9 +85,15 @@ fn build(
             terminal: stdio.terminal,
             home: &home,
             has_control: &has_control,
+            nodes: &|| nodes::of(Path::new("/dev"), &devices::disk_majors()),
         },
     )?;
-    working_directory::make(&completed.spec, &rootfs)?;
+    let mut tree = Tree::new(&rootfs).attempt(|| format!("open {}", rootfs.display()))?;
+    destinations::prepare(&mut tree, completed.spec.mounts_mut().as_mut().unwrap_or(&mut Vec::new()))?;
+    if let Some(process) = completed.spec.process() {
+        working_directory::make(process.cwd(), &tree)?;
+    }
+    drop(tree);
     sysctl::apply(&completed.sysctls)?;
     let bundle = paths::container(id).join("bundle");
     write_bundle(&bundle, &completed)?;

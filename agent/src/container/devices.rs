@@ -63,7 +63,7 @@ pub fn enforce(cgroup: &Path, rules: &[LinuxDeviceCgroup]) -> Result<()> {
 }
 
 /// Major numbers of the disks the machine gives the guest: virtio disks and their higher partitions.
-fn disk_majors() -> Vec<i32> {
+pub(super) fn disk_majors() -> Vec<i32> {
     // The kernel hands out virtio's number when the driver starts; these are what it gives on every boot.
     const USUAL: [i32; 2] = [254, 259];
     let text = fs::read_to_string("/proc/devices").unwrap_or_default();

@@ -2,12 +2,17 @@
 
 pub mod cgroup;
 mod create;
+mod destinations;
 mod devices;
 mod exec;
+mod limits;
+mod mount_options;
 pub mod mounts;
+mod nodes;
 mod rootfs;
 pub mod seccomp;
 mod spec;
+mod tree;
 mod unknown_calls;
 mod user;
 mod working_directory;
@@ -23,7 +28,7 @@ use cgroup::Cgroup;
 
 pub use create::create;
 pub use exec::{delete_exec, exec, start_exec};
-pub use spec::limit;
+pub use limits::limit;
 
 /// A container.
 #[derive(Debug)]

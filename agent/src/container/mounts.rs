@@ -2,17 +2,23 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Component, Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
+use oci_spec::runtime::Mount;
 use ravelin_proto::agent as api;
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, mkdirat, openat2};
-use rustix::mount::{MountFlags, MoveMountFlags, OpenTreeFlags, mount, move_mount, open_tree};
+use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, mkdirat, openat2};
+use rustix::mount::{
+    MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount, mount_bind,
+    mount_change, move_mount, open_tree, unmount,
+};
 
+use super::mount_options::{self, Propagation};
 use crate::error::{AgentError, Attempt, Result};
-use crate::paths;
 use crate::volumes::check_name;
+use crate::{paths, volumes};
 
 /// A mount's source in the guest.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,28 +29,25 @@ pub struct Source {
     pub readonly: bool,
 }
 
-/// Finds or makes what each source names; answers by index in the spec's mounts.
+/// Finds or makes what each source names, for the spec's `mounts`; answers by index in them.
 ///
 /// # Errors
 ///
 /// [`AgentError::Invalid`] for names and paths that are not what the protocol allows, [`AgentError::NotFound`] for
 /// a volume that was not pushed.
-pub fn resolve(id: &str, sources: &[api::MountSource]) -> Result<BTreeMap<usize, Source>> {
+pub fn resolve(id: &str, mounts: &[Mount], sources: &[api::MountSource]) -> Result<BTreeMap<usize, Source>> {
     let mut resolved = BTreeMap::new();
     for source in sources {
         let index = usize::try_from(source.spec_index).unwrap_or(usize::MAX);
         let (path, readonly) = match &source.source {
             Some(api::mount_source::Source::Pushed(pushed)) => {
-                check_name(&pushed.volume)?;
-                let volume = Path::new(paths::VOLUMES).join(&pushed.volume);
-                if !volume.exists() {
-                    return Err(AgentError::NotFound(format!("no volume {} was pushed", pushed.volume)));
-                }
+                let volume = volumes::find(Path::new(paths::VOLUMES), &pushed.volume)?;
                 let readonly = volume.is_dir();
                 (sub_path(id, index, volume, &pushed.sub_path, false)?, readonly)
             }
             Some(api::mount_source::Source::EmptyDir(dir)) => {
-                (sub_path(id, index, empty_dir(dir)?, &dir.sub_path, true)?, false)
+                let wanted = mounts.get(index).map(mount_options::propagation).unwrap_or_default();
+                (use_empty_dir(id, index, dir, wanted)?, false)
             }
             Some(api::mount_source::Source::Shm(_)) => (PathBuf::from(paths::SHM), false),
             None => {
@@ -58,6 +61,56 @@ pub fn resolve(id: &str, sources: &[api::MountSource]) -> Result<BTreeMap<usize,
         }
     }
     Ok(resolved)
+}
+
+/// What a container mounts of an emptyDir.
+///
+/// Mounts that a container makes in one reach others only if both ask for that. Between those the volume is a mount of its
+/// own, of which each container has a peer or a slave (`mount(8)`, shared subtrees); without any, it is a plain directory.
+fn use_empty_dir(id: &str, index: usize, dir: &api::EmptyDir, wanted: Propagation) -> Result<PathBuf> {
+    // Two containers may be created at once, and the first to come makes the directory for both.
+    static MAKING: Mutex<()> = Mutex::new(());
+    let volume = {
+        let _making = MAKING.lock().unwrap_or_else(PoisonError::into_inner);
+        let plain = empty_dir(dir)?;
+        let shared = Path::new(paths::SHARED_DIRS).join(&dir.name);
+        match (wanted, shared.exists()) {
+            (Propagation::Private, false) => return sub_path(id, index, plain, &dir.sub_path, true),
+            (_, true) => shared,
+            (_, false) => share(&plain, &shared)?,
+        }
+    };
+    let part = Path::new(&dir.sub_path);
+    let found = if dir.sub_path.is_empty() {
+        rustix::fs::open(&volume, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
+            .attempt(|| format!("open {}", volume.display()))?
+    } else {
+        walk(&volume, part, Missing::MakeLikeVolume)?
+    };
+    let target = bind(id, index, &found, true)?;
+    let change = match wanted {
+        Propagation::Private => MountPropagationFlags::PRIVATE,
+        Propagation::Slave => MountPropagationFlags::DOWNSTREAM,
+        Propagation::Shared => MountPropagationFlags::SHARED,
+    };
+    mount_change(&target, change | MountPropagationFlags::REC)
+        .attempt(|| format!("change the propagation of {}", target.display()))?;
+    Ok(target)
+}
+
+/// Makes a directory a shared mount at `shared`.
+fn share(directory: &Path, shared: &Path) -> Result<PathBuf> {
+    let attempt = || format!("share {} at {}", directory.display(), shared.display());
+    fs::create_dir_all(shared).attempt(attempt)?;
+    let done = mount_bind(directory, shared)
+        .and_then(|()| mount_change(shared, MountPropagationFlags::SHARED))
+        .attempt(attempt);
+    if done.is_err() {
+        // The next one must not take it for shared.
+        let _ = unmount(shared, UnmountFlags::DETACH);
+        let _ = fs::remove_dir(shared);
+    }
+    done.map(|()| shared.to_owned())
 }
 
 /// The directory of an emptyDir, made if this is its first use.
@@ -76,6 +129,7 @@ fn empty_dir(dir: &api::EmptyDir) -> Result<PathBuf> {
     }
     let prepared = prepare_empty_dir(dir, &path);
     if prepared.is_err() {
+        let _ = unmount(&path, UnmountFlags::DETACH);
         let _ = fs::remove_dir(&path);
     }
     prepared.map(|()| path)
@@ -100,12 +154,16 @@ fn sub_path(id: &str, index: usize, volume: PathBuf, sub_path: &str, create: boo
     if sub_path.is_empty() {
         return Ok(volume);
     }
-    let missing = if create { Missing::MakeLikeParent } else { Missing::Refuse };
+    let missing = if create { Missing::MakeLikeVolume } else { Missing::Refuse };
     let found = walk(&volume, Path::new(sub_path), missing)?;
-    let is_dir = fs::metadata(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&found)))
-        .attempt(|| format!("look at {sub_path} in {}", volume.display()))?
-        .is_dir();
+    bind(id, index, &found, false)
+}
+
+/// Binds what was found to a place of the container's own.
+fn bind(id: &str, index: usize, found: &OwnedFd, with_mounts_below: bool) -> Result<PathBuf> {
     let target = paths::container(id).join("mounts").join(index.to_string());
+    let attempt = || format!("bind the source of a mount to {}", target.display());
+    let is_dir = FileType::from_raw_mode(rustix::fs::fstat(found).attempt(attempt)?.st_mode).is_dir();
     let made = if is_dir {
         fs::create_dir_all(&target)
     } else {
@@ -113,13 +171,14 @@ fn sub_path(id: &str, index: usize, volume: PathBuf, sub_path: &str, create: boo
             .and_then(|()| fs::File::create(&target).map(drop))
     };
     made.attempt(|| format!("create {}", target.display()))?;
-    open_tree(
-        &found,
-        c"",
-        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH,
-    )
-    .and_then(|tree| move_mount(&tree, c"", CWD, &target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH))
-    .attempt(|| format!("bind {sub_path} of {}", volume.display()))?;
+    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    flags |= OpenTreeFlags::AT_EMPTY_PATH;
+    if with_mounts_below {
+        flags |= OpenTreeFlags::AT_RECURSIVE;
+    }
+    open_tree(found, c"", flags)
+        .and_then(|tree| move_mount(&tree, c"", CWD, &target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH))
+        .attempt(attempt)?;
     Ok(target)
 }
 
@@ -128,10 +187,8 @@ fn sub_path(id: &str, index: usize, volume: PathBuf, sub_path: &str, create: boo
 pub(super) enum Missing {
     /// It fails.
     Refuse,
-    /// It makes them, each with the mode of the one it is in.
-    MakeLikeParent,
-    /// It makes them with the mode 0755.
-    Make,
+    /// It makes them as the kubelet does: the last with the volume's permissions, those above it with 0755.
+    MakeLikeVolume,
 }
 
 /// Opens a path inside a volume, links resolved as if the volume were the root.
@@ -149,20 +206,30 @@ pub(super) fn walk(volume: &Path, sub_path: &Path, missing: Missing) -> Result<O
     }
     let mut done = PathBuf::new();
     let mut here = root.as_fd().try_clone_to_owned().attempt(attempt)?;
+    let mut made = false;
     for part in sub_path.components() {
         done.push(part);
         let next = match openat2(&root, &done, flags, Mode::empty(), resolve) {
             Err(rustix::io::Errno::NOENT) => {
-                let mode = match missing {
-                    Missing::MakeLikeParent => rustix::fs::fstat(&here).attempt(attempt)?.st_mode & 0o7777,
-                    Missing::Refuse | Missing::Make => 0o755,
+                made = match mkdirat(&here, Path::new(part.as_os_str()), Mode::from_raw_mode(0o755)) {
+                    // Another container's creation was faster.
+                    Err(rustix::io::Errno::EXIST) => false,
+                    other => other.map(|()| true).attempt(attempt)?,
                 };
-                mkdirat(&here, Path::new(part.as_os_str()), Mode::from_raw_mode(mode)).attempt(attempt)?;
                 openat2(&root, &done, flags, Mode::empty(), resolve)
             }
-            found => found,
+            found => {
+                made = false;
+                found
+            }
         };
         here = next.attempt(attempt)?;
+    }
+    if made {
+        let mode = rustix::fs::fstat(&root).attempt(attempt)?.st_mode & 0o777;
+        // A path descriptor has no permissions to change but by its name.
+        let path = format!("/proc/self/fd/{}", here.as_raw_fd());
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).attempt(attempt)?;
     }
     Ok(here)
 }
@@ -180,18 +247,26 @@ mod tests {
         fs::write(volume.path().join("etc/hostname"), "inside").unwrap();
         for path in ["out/hostname", "up/hostname"] {
             let fd = walk(volume.path(), Path::new(path), Missing::Refuse).unwrap();
-            let text = fs::read_to_string(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&fd)));
+            let text = fs::read_to_string(format!("/proc/self/fd/{}", fd.as_raw_fd()));
             assert_eq!(text.unwrap(), "inside", "{path}");
         }
-        assert!(matches!(walk(volume.path(), Path::new("../x"), Missing::Make), Err(AgentError::Invalid(_))));
-        assert!(matches!(walk(volume.path(), Path::new("/etc"), Missing::Make), Err(AgentError::Invalid(_))));
+        for path in ["../x", "/etc"] {
+            let refused = walk(volume.path(), Path::new(path), Missing::MakeLikeVolume);
+            assert!(matches!(refused, Err(AgentError::Invalid(_))), "{path}");
+        }
     }
 
     #[test]
-    fn missing_directories_are_made_only_on_request() {
+    fn missing_directories_are_made_only_on_request_and_as_the_kubelet_makes_them() {
         let volume = tempfile::tempdir().unwrap();
+        fs::set_permissions(volume.path(), fs::Permissions::from_mode(0o2777)).unwrap();
         assert!(walk(volume.path(), Path::new("a/b"), Missing::Refuse).is_err());
-        walk(volume.path(), Path::new("a/b"), Missing::MakeLikeParent).unwrap();
-        assert!(volume.path().join("a/b").is_dir());
+        walk(volume.path(), Path::new("a/b"), Missing::MakeLikeVolume).unwrap();
+        let mode = |path: &str| fs::metadata(volume.path().join(path)).unwrap().permissions().mode() & 0o777;
+        assert_eq!((mode("a"), mode("a/b")), (0o755, 0o777));
+        // What is there keeps its mode.
+        fs::set_permissions(volume.path().join("a/b"), fs::Permissions::from_mode(0o700)).unwrap();
+        walk(volume.path(), Path::new("a/b"), Missing::MakeLikeVolume).unwrap();
+        assert_eq!(mode("a/b"), 0o700);
     }
 }

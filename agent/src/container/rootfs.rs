@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::CWD;
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, UnmountFlags, fsconfig_create,
-    fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount, unmount,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, UnmountFlags,
+    fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, mount_change, move_mount,
+    unmount,
 };
 
 use crate::error::{AgentError, Attempt, Result};
@@ -69,6 +70,8 @@ pub fn unmount_and_clear(id: &str) {
     let directory = paths::container(id);
     let mut clean = true;
     for mounted in mounts_below(&directory) {
+        // What containers mounted below a shared volume is not taken away from the others.
+        let _ = mount_change(&mounted, MountPropagationFlags::PRIVATE | MountPropagationFlags::REC);
         match unmount(&mounted, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
             // Not mounted: creating the container failed before that.
             Ok(()) | Err(rustix::io::Errno::INVAL) => {}

@@ -1,17 +1,20 @@
-//! Completes a container's OCI spec for the guest.
+//! A container's OCI spec for the guest, built from what is known to mean the same there.
 //!
-//! The shim has taken out what belongs to the host. Here goes in what only the guest knows, and goes out what the
-//! agent does itself or what names things of the host: cpusets, block devices, sysctls, hostname, seccomp filter.
+//! The spec was written for the node. What passes is named here, field by field; what a container would miss and the guest
+//! cannot give is refused by name, and the rest stays behind: it is the node's, or the agent does it itself (hostname,
+//! sysctls, the seccomp filter, device rules).
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{
-    Capabilities, Capability, Linux, LinuxCapabilities, LinuxCpu, LinuxMemory, LinuxNamespace,
-    LinuxNamespaceBuilder, LinuxNamespaceType, LinuxResources, LinuxSeccomp, Process, RootBuilder, Spec,
+    Capabilities, Capability, Linux, LinuxCapabilities, LinuxDevice, LinuxNamespace, LinuxNamespaceBuilder,
+    LinuxNamespaceType, LinuxSeccomp, Mount, Process, RootBuilder, Spec,
 };
 
+use super::mount_options::{self, is_bind};
 use super::mounts::Source;
+use super::{limits, nodes};
 use crate::error::{AgentError, Result};
 
 /// What the guest adds.
@@ -31,6 +34,8 @@ pub struct Guest<'a> {
     pub home: &'a dyn Fn(u32) -> String,
     /// Says whether the pod's cgroup has a control file, such as `memory.swap.max`.
     pub has_control: &'a dyn Fn(&str) -> bool,
+    /// The guest's own device nodes.
+    pub nodes: &'a dyn Fn() -> Result<Vec<LinuxDevice>>,
 }
 
 /// A completed spec and what was taken out of it for the agent to do.
@@ -44,41 +49,74 @@ pub struct Completed {
     pub sysctls: HashMap<String, String>,
 }
 
-/// Completes a spec.
+/// Makes the guest's spec of the node's.
 ///
 /// # Errors
 ///
 /// [`AgentError::Invalid`] when the spec lacks a process or asks for what a guest cannot give.
-pub fn complete(mut spec: Spec, guest: &Guest<'_>) -> Result<Completed> {
+pub fn complete(node: &Spec, guest: &Guest<'_>) -> Result<Completed> {
     let invalid = |text: &str| AgentError::Invalid(format!("container {}: {text}", guest.id));
-    let mut linux = spec.linux().clone().ok_or_else(|| invalid("the spec has no linux section"))?;
-    let process = spec.process().clone().ok_or_else(|| invalid("the spec has no process"))?;
-
-    let readonly = spec.root().as_ref().and_then(|root| root.readonly()).unwrap_or(false);
-    let root = RootBuilder::default().path(guest.rootfs).readonly(readonly).build();
-    spec.set_root(Some(root.map_err(|error| invalid(&error.to_string()))?));
-    spec.set_hooks(None);
-    // The pod's UTS namespace is the guest's, named once for all.
-    spec.set_hostname(None);
-    spec.set_domainname(None);
-
+    let linux = node.linux().as_ref().ok_or_else(|| invalid("the spec has no linux section"))?;
+    let process = node.process().clone().ok_or_else(|| invalid("the spec has no process"))?;
     let seccomp = linux.seccomp().clone();
-    let sysctls = linux.sysctl().clone().unwrap_or_default();
     let process = complete_process(process, seccomp.is_some(), guest.terminal, None, guest.home)
         .map_err(|text| invalid(&text))?;
-    spec.set_process(Some(process));
-    complete_mounts(&mut spec, guest)?;
+    let readonly = node.root().as_ref().and_then(|root| root.readonly()).unwrap_or(false);
+    let root = RootBuilder::default().path(guest.rootfs).readonly(readonly).build();
 
-    linux.set_namespaces(Some(namespaces(&linux, guest).map_err(|text| invalid(&text))?));
+    let mut spec = Spec::default();
+    spec.set_version(node.version().clone());
+    spec.set_root(Some(root.map_err(|error| invalid(&error.to_string()))?));
+    spec.set_process(Some(process));
+    spec.set_mounts(Some(complete_mounts(node.mounts().as_deref().unwrap_or_default(), guest)?));
+    spec.set_linux(Some(complete_linux(linux, guest)?));
+    // The pod's UTS namespace is the guest's, named once for all.
+    spec.set_hostname(None).set_domainname(None);
+    spec.set_hooks(None).set_annotations(None);
+    Ok(Completed { spec, seccomp, sysctls: linux.sysctl().clone().unwrap_or_default() })
+}
+
+fn complete_linux(node: &Linux, guest: &Guest<'_>) -> Result<Linux> {
+    let refused = |what: &str| {
+        Err(AgentError::Invalid(format!("container {}: {what} not supported in a microVM", guest.id)))
+    };
+    let some = |list: &Option<Vec<_>>| list.as_ref().is_some_and(|list: &Vec<_>| !list.is_empty());
+    if some(node.uid_mappings()) || some(node.gid_mappings()) {
+        return refused("mappings of user ids are");
+    }
+    if node.time_offsets().as_ref().is_some_and(|offsets| !offsets.is_empty()) {
+        return refused("time offsets are");
+    }
+    if node.net_devices().as_ref().is_some_and(|devices| !devices.is_empty()) {
+        return refused("network devices of the node are");
+    }
+    if node.memory_policy().is_some() {
+        return refused("a memory policy is");
+    }
+    let resources = node.resources().as_ref();
+    let rules = resources.and_then(|resources| resources.devices().as_deref()).unwrap_or_default();
+    let devices = nodes::choose(node.devices().as_deref().unwrap_or_default(), rules, guest.nodes)?;
+
+    let mut linux = Linux::default();
+    linux.set_namespaces(Some(namespaces(node, guest)?));
     linux.set_cgroups_path(Some(Path::new("/pod").join(guest.id)));
-    linux.set_resources(linux.resources().as_ref().map(|resources| limit(resources, guest.has_control)));
-    linux.set_seccomp(None);
-    linux.set_sysctl(None);
-    linux.set_intel_rdt(None);
-    linux.set_mount_label(None);
-    linux.set_net_devices(None);
-    spec.set_linux(Some(linux));
-    Ok(Completed { spec, seccomp, sysctls })
+    linux.set_resources(resources.map(|resources| limits::limit(resources, guest.has_control)).transpose()?);
+    linux.set_devices(Some(devices));
+    linux.set_masked_paths(node.masked_paths().clone());
+    linux.set_readonly_paths(node.readonly_paths().clone());
+    linux.set_rootfs_propagation(rootfs_propagation(node)?);
+    linux.set_personality(node.personality().clone());
+    Ok(linux)
+}
+
+/// libcontainer's word for how the container's root spreads mounts. Only a container that may pass mounts on needs it to;
+/// which volumes it takes mounts from, or keeps to itself, is decided by their sources.
+fn rootfs_propagation(node: &Linux) -> Result<Option<String>> {
+    match node.rootfs_propagation().as_deref() {
+        Some("shared" | "rshared") => Ok(Some("shared".to_owned())),
+        None | Some("" | "private" | "rprivate" | "slave" | "rslave") => Ok(None),
+        Some(other) => Err(AgentError::Invalid(format!("the root's propagation {other:?} is not supported"))),
+    }
 }
 
 /// Completes a process: a container's first one, or an exec's with `oom_score_adj` of its container.
@@ -87,18 +125,24 @@ pub fn complete(mut spec: Spec, guest: &Guest<'_>) -> Result<Completed> {
 ///
 /// A sentence when the process cannot be run.
 pub fn complete_process(
-    mut process: Process,
+    node: Process,
     filtered: bool,
     terminal: bool,
     oom_score_adj: Option<i32>,
     home: &dyn Fn(u32) -> String,
 ) -> std::result::Result<Process, String> {
-    if process.args().as_ref().is_none_or(Vec::is_empty) {
+    if node.args().as_ref().is_none_or(Vec::is_empty) {
         return Err("the process has no arguments".to_owned());
     }
-    process.set_terminal(Some(terminal));
-    process.set_apparmor_profile(None);
-    process.set_selinux_label(None);
+    let mut process = Process::default();
+    process.set_terminal(Some(terminal)).set_console_size(node.console_size());
+    process.set_user(node.user().clone()).set_cwd(node.cwd().clone());
+    process.set_args(node.args().clone()).set_env(node.env().clone());
+    process.set_capabilities(node.capabilities().clone()).set_rlimits(node.rlimits().clone());
+    process.set_oom_score_adj(node.oom_score_adj());
+    process.set_io_priority(*node.io_priority()).set_scheduler(node.scheduler().clone());
+    // libcontainer takes "false" for a wish too.
+    process.set_no_new_privileges(node.no_new_privileges().filter(|wished| *wished));
     // Never the agent's own, which is exempt.
     process.set_oom_score_adj(Some(process.oom_score_adj().or(oom_score_adj).unwrap_or(0)));
 
@@ -133,10 +177,6 @@ pub fn complete_process(
         }
     }
     process.set_capabilities(Some(capabilities));
-    // libcontainer takes "false" for a wish too.
-    if process.no_new_privileges() == Some(false) {
-        process.set_no_new_privileges(None);
-    }
     Ok(process)
 }
 
@@ -148,107 +188,67 @@ fn no_capabilities() -> LinuxCapabilities {
     none
 }
 
-/// Fills the guest's paths into the mounts; a bind mount without one is refused.
-fn complete_mounts(spec: &mut Spec, guest: &Guest<'_>) -> Result<()> {
-    let mut mounts = spec.mounts().clone().unwrap_or_default();
-    for (index, mount) in mounts.iter_mut().enumerate() {
-        let mut options = mount.options().clone().unwrap_or_default();
-        let bind = mount.typ().as_deref() == Some("bind")
-            || options.iter().any(|option| option == "bind" || option == "rbind");
+/// The mounts with the guest's paths behind them; a bind mount without one is refused.
+fn complete_mounts(node: &[Mount], guest: &Guest<'_>) -> Result<Vec<Mount>> {
+    let invalid = |text: String| Err(AgentError::Invalid(format!("container {}: {text}", guest.id)));
+    if let Some(index) = guest.sources.keys().find(|index| **index >= node.len()) {
+        return invalid(format!("a source is given for mount {index}, which the spec does not have"));
+    }
+    let mut mounts = Vec::with_capacity(node.len());
+    for (index, asked) in node.iter().enumerate() {
+        let mut options = mount_options::allowed(asked)?;
+        let mut mount = Mount::default();
+        mount.set_destination(asked.destination().clone());
         match guest.sources.get(&index) {
             Some(source) => {
-                mount.set_source(Some(source.path.clone()));
-                mount.set_typ(Some("bind".to_owned()));
-                if !options.iter().any(|option| option == "bind" || option == "rbind") {
+                mount.set_typ(Some("bind".to_owned())).set_source(Some(source.path.clone()));
+                if !is_bind(asked) || !options.iter().any(|option| option == "bind" || option == "rbind") {
                     options.push("rbind".to_owned());
                 }
                 if source.readonly {
                     options.retain(|option| option != "rw");
                     options.push("ro".to_owned());
                 }
-                mount.set_options(Some(options));
             }
-            None if bind => {
-                return Err(AgentError::Invalid(format!(
-                    "container {}: nothing stands behind the bind mount at {}",
-                    guest.id,
-                    mount.destination().display()
-                )));
+            None if is_bind(asked) => {
+                let destination = asked.destination().display();
+                return invalid(format!("nothing stands behind the bind mount at {destination}"));
             }
-            None if mount.source().is_none() => {
-                mount.set_source(Some(PathBuf::from(mount.typ().as_deref().unwrap_or("none"))));
+            None => {
+                let kind = asked.typ().as_deref().unwrap_or_default();
+                // A name without meaning: nothing of the node's stands behind these.
+                mount.set_typ(Some(kind.to_owned())).set_source(Some(PathBuf::from(kind)));
             }
-            None => {}
         }
+        mount.set_options(Some(options));
+        mounts.push(mount);
     }
-    if let Some(index) = guest.sources.keys().find(|index| **index >= mounts.len()) {
-        return Err(AgentError::Invalid(format!(
-            "container {}: a source is given for mount {index}, which the spec does not have",
-            guest.id
-        )));
-    }
-    spec.set_mounts(Some(mounts));
-    Ok(())
+    Ok(mounts)
 }
 
 /// Mount and cgroup namespaces are always the container's own; network, IPC and UTS are the guest's.
-fn namespaces(linux: &Linux, guest: &Guest<'_>) -> std::result::Result<Vec<LinuxNamespace>, String> {
-    let wanted = linux.namespaces().as_deref().unwrap_or_default();
-    if wanted.iter().any(|namespace| namespace.typ() == LinuxNamespaceType::User) {
-        return Err("user namespaces are not supported in a microVM".to_owned());
+fn namespaces(node: &Linux, guest: &Guest<'_>) -> Result<Vec<LinuxNamespace>> {
+    let wanted = node.namespaces().as_deref().unwrap_or_default();
+    for (kind, name) in [(LinuxNamespaceType::User, "user"), (LinuxNamespaceType::Time, "time")] {
+        if wanted.iter().any(|namespace| namespace.typ() == kind) {
+            return Err(AgentError::Invalid(format!(
+                "container {}: {name} namespaces are not supported in a microVM",
+                guest.id
+            )));
+        }
     }
     let namespace = |kind, path: Option<&PathBuf>| {
         let mut builder = LinuxNamespaceBuilder::default().typ(kind);
         if let Some(path) = path {
             builder = builder.path(path.clone());
         }
-        builder.build().map_err(|error| error.to_string())
+        builder.build().map_err(|error| AgentError::Failed(error.to_string()))
     };
     Ok(vec![
         namespace(LinuxNamespaceType::Pid, guest.pid_namespace.as_ref())?,
         namespace(LinuxNamespaceType::Mount, None)?,
         namespace(LinuxNamespaceType::Cgroup, None)?,
     ])
-}
-
-/// The limits that mean something in the guest. The device rules are enforced by the agent itself.
-#[must_use]
-pub fn limit(resources: &LinuxResources, has_control: &dyn Fn(&str) -> bool) -> LinuxResources {
-    let mut limits = LinuxResources::default();
-    limits.set_devices(None);
-    limits.set_memory(resources.memory().map(|memory| limit_memory(memory, has_control("memory.swap.max"))));
-    limits.set_cpu(resources.cpu().as_ref().map(limit_cpu));
-    limits.set_pids(*resources.pids());
-    limits.set_hugepage_limits(resources.hugepage_limits().as_ref().map(|limits| {
-        let known = |size: &String| has_control(&format!("hugetlb.{size}.max"));
-        limits.iter().filter(|limit| known(limit.page_size())).cloned().collect()
-    }));
-    limits.set_unified(resources.unified().as_ref().map(|unified| {
-        let known = |file: &str| !file.starts_with("cpuset.") && !file.contains('/') && has_control(file);
-        unified.iter().filter(|(file, _)| known(file)).map(|(k, v)| (k.clone(), v.clone())).collect()
-    }));
-    limits
-}
-
-fn limit_memory(memory: LinuxMemory, swap: bool) -> LinuxMemory {
-    let mut limits = LinuxMemory::default();
-    limits.set_limit(memory.limit().filter(|limit| *limit != 0));
-    limits.set_reservation(memory.reservation().filter(|reservation| *reservation != 0));
-    if swap && limits.limit().is_some() {
-        limits.set_swap(memory.swap());
-    }
-    limits
-}
-
-/// Everything but the host's CPU numbers and realtime budgets, which cgroup v2 lacks.
-fn limit_cpu(cpu: &LinuxCpu) -> LinuxCpu {
-    let mut limits = LinuxCpu::default();
-    limits.set_shares(cpu.shares());
-    limits.set_quota(cpu.quota().filter(|quota| *quota != 0));
-    limits.set_period(cpu.period().filter(|period| *period != 0));
-    limits.set_burst(cpu.burst());
-    limits.set_idle(cpu.idle());
-    limits
 }
 
 #[cfg(test)]

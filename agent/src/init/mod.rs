@@ -12,7 +12,7 @@ use std::path::Path;
 use rustix::mount::MountFlags;
 
 use crate::error::{Attempt, Result};
-use crate::{log, paths};
+use crate::{log, paths, volumes};
 
 /// Prepares the guest: root, kernel file systems, cgroups, scratch disk, loopback, limits.
 ///
@@ -28,6 +28,7 @@ pub fn prepare() -> Result<()> {
         paths::SCRATCH,
         paths::VOLUMES,
         paths::MEMORY_DIRS,
+        paths::SHARED_DIRS,
         paths::RUNTIME,
     ] {
         fs::create_dir_all(dir).attempt(|| format!("create {dir}"))?;
@@ -35,6 +36,7 @@ pub fn prepare() -> Result<()> {
     fs::create_dir_all(paths::CONTAINERS).attempt(|| format!("create {}", paths::CONTAINERS))?;
     cgroups::prepare()?;
     mount_scratch()?;
+    volumes::prepare(Path::new(paths::VOLUMES), &Path::new(paths::SCRATCH).join("logs"))?;
     if let Err(error) = loopback_up() {
         log!("cannot bring the loopback interface up: {error}");
     }

@@ -52,6 +52,35 @@ pub async fn devices(client: Client) {
     assert!(!out.contains("READ"), "{out}");
 }
 
+pub async fn privileged_devices(client: Client) {
+    // The node's numbers, which mean other devices here or none.
+    let listed = json!([{"path": "/dev/null", "type": "c", "major": 99, "minor": 99},
+                        {"path": "/dev/nvme0", "type": "c", "major": 240, "minor": 0}]);
+    let script =
+        "stat -c %t:%T /dev/null /dev/kmsg; ls /dev/nvme0 /dev/vda /dev/vdb 2>/dev/null || echo none";
+    let mut privileged = spec(&["sh", "-c", script]);
+    privileged["linux"]["resources"]["devices"] = json!([{"allow": true, "access": "rwm"}]);
+    privileged["linux"]["devices"] = listed.clone();
+    let container = Container::create(&client, "priv", privileged).await.unwrap();
+    assert_eq!(container.finish().await.1, "1:3\n1:b\nnone\n");
+    let mut plain = spec(&["true"]);
+    plain["linux"]["devices"] = listed;
+    let refused = Container::create(&client, "priv", plain).await.err().expect("it is refused");
+    assert!(refused.message().contains("/dev/nvme0"), "{refused}");
+}
+
+pub async fn cgroup_boundary(client: Client) {
+    // As a container manager inside would: limits below are its own, those it has are not.
+    let script = "cd /sys/fs/cgroup; mkdir init app && echo 1 > init/cgroup.procs && echo +memory +pids > cgroup.subtree_control
+        echo 8388608 > app/memory.max; cat app/memory.max; echo max > memory.max; cat memory.max";
+    let mut manager = spec(&["sh", "-c", script]);
+    manager["mounts"][5]["options"] = json!(["nosuid", "noexec", "nodev", "rw"]);
+    manager["linux"]["resources"]["memory"] = json!({"limit": 64 << 20});
+    let (_, out, err) = Container::create(&client, "cgb", manager).await.unwrap().finish().await;
+    assert_eq!(out, "8388608\n67108864\n", "{err}");
+    assert!(err.contains("Operation not permitted"), "{err}");
+}
+
 pub async fn tight_seccomp(client: Client) {
     let seccomp = json!({"defaultAction": "SCMP_ACT_ERRNO", "architectures": ["SCMP_ARCH_X86_64"],
         "syscalls": [{"action": "SCMP_ACT_ALLOW", "names": ["execve", "brk", "arch_prctl", "set_tid_address",

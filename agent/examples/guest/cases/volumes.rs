@@ -136,3 +136,124 @@ pub async fn subpaths(mut client: Client) {
     .await;
     assert!(container.is_err());
 }
+
+pub async fn links(mut client: Client) {
+    let token = api::PushVolumeRequest {
+        volume: "token".into(),
+        entries: vec![file("..1/token", "secret"), link("..data", "..1"), link("token", "..data/token")],
+        single_file: false,
+        writable: false,
+    };
+    client.push_volume(token).await.unwrap();
+    let resolver = api::PushVolumeRequest {
+        volume: "resolver".into(),
+        entries: vec![file("", "nameserver 1.2.3.4\n")],
+        single_file: true,
+        writable: false,
+    };
+    client.push_volume(resolver).await.unwrap();
+    // The image has neither what /var/run leads to nor what /etc/resolv.conf does.
+    let script = "cat /run/secrets/pod/token /etc/resolv.conf; readlink /var/run; stat -c %a /tmp; df -k /tmp | tail -n 1";
+    let mut linked = with_binds(spec(&["sh", "-c", script]), &["/var/run/secrets/pod", "/etc/resolv.conf"]);
+    let tmpfs = json!({"destination": "/tmp", "type": "tmpfs", "source": "tmpfs", "options": ["size=64k"]});
+    linked["mounts"].as_array_mut().unwrap().push(tmpfs);
+    let mounts = vec![pushed(6, "token", ""), pushed(7, "resolver", "")];
+    let container =
+        Container::create_with(&client, "links", linked, false, |request| request.mounts = mounts.clone());
+    let (status, out, err) = container.await.unwrap().finish().await;
+    assert!(
+        out.starts_with("secretnameserver 1.2.3.4\n/run\n755\n") && out.contains(" 64 "),
+        "{status} {out} {err}"
+    );
+    for (at, why) in [("/etc/top/below", "not a directory"), ("/proc/self/attr", "inside /proc")] {
+        let refused = with_binds(spec(&["true"]), &["/var/run/secrets/pod", at]);
+        let refused = Container::create_with(&client, "links", refused, false, |request| {
+            request.mounts = mounts.clone();
+        });
+        let refused = refused.await.err().expect("it is refused");
+        assert!(refused.message().contains(at) && refused.message().contains(why), "{refused}");
+    }
+}
+
+/// A container that may mount, or at least see others' mounts: its volume at `/data` has this propagation.
+async fn mounter(client: &Client, id: &str, propagation: &str, sub_path: &str) -> Container {
+    let mut mounter = with_binds(spec(&["sleep", "1000"]), &["/data"]);
+    mounter["mounts"][6]["options"] = json!(["rbind", propagation, "rw"]);
+    if propagation != "rprivate" {
+        mounter["linux"]["rootfsPropagation"] = json!(propagation);
+    }
+    for set in ["bounding", "effective", "permitted"] {
+        mounter["process"]["capabilities"][set].as_array_mut().unwrap().push(json!("CAP_SYS_ADMIN"));
+    }
+    let mounts = vec![empty_dir(6, "spread", false, sub_path)];
+    let container = Container::create_with(client, id, mounter, false, |request| request.mounts = mounts);
+    let mut container = container.await.unwrap();
+    container.start().await;
+    container
+}
+
+/// Runs a script as a process that may mount.
+async fn as_root(container: &mut Container, script: &str) -> String {
+    let mut process = crate::host::process(&["sh", "-c", script]);
+    for set in ["bounding", "effective", "permitted"] {
+        process["capabilities"][set].as_array_mut().unwrap().push(json!("CAP_SYS_ADMIN"));
+    }
+    let mut streams = container.exec_with("m", process, false).await.unwrap();
+    let said = streams.out().await + &streams.err().await;
+    container.wait("m").await;
+    let name = container.name("m");
+    container.client.delete(name).await.unwrap();
+    said
+}
+
+pub async fn propagation(client: Client) {
+    let mut alone = mounter(&client, "pr-a", "rprivate", "").await;
+    let mut both = mounter(&client, "pr-b", "rshared", "").await;
+    let mut sees = mounter(&client, "pr-c", "rslave", "").await;
+    let mut part = mounter(&client, "pr-d", "rslave", "deep/er").await;
+    let see = "cat /data/sub/file";
+    assert_eq!(
+        as_root(&mut both, "mkdir /data/sub; mount -t tmpfs x /data/sub && echo one > /data/sub/file").await,
+        ""
+    );
+    assert_eq!(as_root(&mut sees, see).await, "one\n");
+    assert!(as_root(&mut alone, see).await.contains("No such file"));
+    // What one that only takes mounts in makes stays its own.
+    assert_eq!(
+        as_root(&mut sees, "mkdir /data/own; mount -t tmpfs x /data/own && touch /data/own/file").await,
+        ""
+    );
+    assert!(as_root(&mut both, "cat /data/own/file").await.contains("No such file"));
+    let deep = "mkdir /data/deep/er/x; mount -t tmpfs x /data/deep/er/x && touch /data/deep/er/x/file";
+    assert_eq!(as_root(&mut both, deep).await, "");
+    assert_eq!(as_root(&mut part, "ls /data/x").await, "file\n");
+    // One that comes later finds what is mounted, and the end of the one that mounted takes nothing away.
+    let mut late = mounter(&client, "pr-e", "rslave", "").await;
+    assert_eq!(as_root(&mut late, see).await, "one\n");
+    both.end().await;
+    assert_eq!(as_root(&mut sees, see).await, "one\n");
+    late.end().await;
+    assert_eq!(as_root(&mut sees, see).await, "one\n");
+    for mut container in [alone, sees, part] {
+        container.end().await;
+    }
+}
+
+pub async fn at_once(client: Client) {
+    // All make the same volume; each must find it ready.
+    let script = "stat -c '%a %g' /data; df -k /data | tail -1 | grep -c ' 1024 '";
+    let all = (0..4).map(|at| {
+        let client = client.clone();
+        async move {
+            let binds = with_binds(spec(&["sh", "-c", script]), &["/data"]);
+            let mounts = vec![empty_dir(6, "together", true, "")];
+            let id = format!("once-{at}");
+            let container =
+                Container::create_with(&client, &id, binds, false, |request| request.mounts = mounts).await;
+            container.unwrap().finish().await.1
+        }
+    });
+    for said in futures_util::future::join_all(all).await {
+        assert_eq!(said, "2770 2000\n1\n");
+    }
+}
