@@ -1,17 +1,26 @@
-//! The part of a Kubernetes `Pod` that the policy and the sizing look at, in the API's own spelling.
+//! The part of a Kubernetes `Pod` that the policy and the sizing look at, in the API's own spelling. As in the API, a field
+//! that is `null` is one that is absent.
 
 use std::collections::BTreeMap;
 
-use serde::Deserialize;
 use serde::de::IgnoredAny;
+use serde::{Deserialize, Deserializer};
 
 use crate::quantity::Quantity;
+
+/// Reads a field that may be `null`.
+fn null_is_absent<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(
+    deserializer: D,
+) -> Result<T, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
+}
 
 /// A pod.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default)]
 pub struct Pod {
     /// `spec`.
+    #[serde(deserialize_with = "null_is_absent")]
     pub spec: PodSpec,
 }
 
@@ -20,22 +29,30 @@ pub struct Pod {
 #[serde(default, rename_all = "camelCase")]
 pub struct PodSpec {
     /// `hostNetwork`.
+    #[serde(deserialize_with = "null_is_absent")]
     pub host_network: bool,
     /// `hostPID`.
     #[serde(rename = "hostPID")]
+    #[serde(deserialize_with = "null_is_absent")]
     pub host_pid: bool,
     /// `hostIPC`.
     #[serde(rename = "hostIPC")]
+    #[serde(deserialize_with = "null_is_absent")]
     pub host_ipc: bool,
     /// `volumes`.
+    #[serde(deserialize_with = "null_is_absent")]
     pub volumes: Vec<Volume>,
     /// `initContainers`, native sidecars included.
+    #[serde(deserialize_with = "null_is_absent")]
     pub init_containers: Vec<Container>,
     /// `containers`.
+    #[serde(deserialize_with = "null_is_absent")]
     pub containers: Vec<Container>,
     /// `ephemeralContainers`.
+    #[serde(deserialize_with = "null_is_absent")]
     pub ephemeral_containers: Vec<Container>,
     /// `resources` of the whole pod.
+    #[serde(deserialize_with = "null_is_absent")]
     pub resources: ResourceRequirements,
 }
 
@@ -44,6 +61,7 @@ pub struct PodSpec {
 #[serde(default, rename_all = "camelCase")]
 pub struct Volume {
     /// `name`, unique in the pod.
+    #[serde(deserialize_with = "null_is_absent")]
     pub name: String,
     /// `emptyDir`.
     pub empty_dir: Option<IgnoredAny>,
@@ -70,6 +88,7 @@ pub struct Volume {
 #[serde(default, rename_all = "camelCase")]
 pub struct ClaimSource {
     /// `claimName`.
+    #[serde(deserialize_with = "null_is_absent")]
     pub claim_name: String,
 }
 
@@ -95,14 +114,18 @@ pub enum Claim {
 #[serde(default, rename_all = "camelCase")]
 pub struct Container {
     /// `name`, unique in the pod.
+    #[serde(deserialize_with = "null_is_absent")]
     pub name: String,
     /// `restartPolicy`; `Always` makes an init container a native sidecar.
     pub restart_policy: Option<String>,
     /// `securityContext`.
+    #[serde(deserialize_with = "null_is_absent")]
     pub security_context: SecurityContext,
     /// `ports`.
+    #[serde(deserialize_with = "null_is_absent")]
     pub ports: Vec<ContainerPort>,
     /// `resources`.
+    #[serde(deserialize_with = "null_is_absent")]
     pub resources: ResourceRequirements,
 }
 
@@ -115,6 +138,7 @@ pub struct SecurityContext {
     /// `allowPrivilegeEscalation`.
     pub allow_privilege_escalation: Option<bool>,
     /// `capabilities`.
+    #[serde(deserialize_with = "null_is_absent")]
     pub capabilities: Capabilities,
 }
 
@@ -123,6 +147,7 @@ pub struct SecurityContext {
 #[serde(default)]
 pub struct Capabilities {
     /// `add`.
+    #[serde(deserialize_with = "null_is_absent")]
     pub add: Vec<String>,
 }
 
@@ -131,9 +156,11 @@ pub struct Capabilities {
 #[serde(default, rename_all = "camelCase")]
 pub struct ContainerPort {
     /// `hostPort`; 0 means none.
+    #[serde(deserialize_with = "null_is_absent")]
     pub host_port: i32,
     /// `hostIP`; empty means none.
     #[serde(rename = "hostIP")]
+    #[serde(deserialize_with = "null_is_absent")]
     pub host_ip: String,
 }
 
@@ -142,8 +169,10 @@ pub struct ContainerPort {
 #[serde(default)]
 pub struct ResourceRequirements {
     /// `requests`, by resource name.
+    #[serde(deserialize_with = "null_is_absent")]
     pub requests: BTreeMap<String, Quantity>,
     /// `limits`, by resource name.
+    #[serde(deserialize_with = "null_is_absent")]
     pub limits: BTreeMap<String, Quantity>,
 }
 

@@ -7,11 +7,14 @@ use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, Visitor};
 use thiserror::Error;
 
-/// A non-negative amount of a resource, kept in thousandths of its unit and rounded up.
+/// A non-negative amount of a resource, kept in thousandths of its unit and rounded up; at most 2^63 - 1 units.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Quantity {
     millis: u128,
 }
+
+/// No quantity is larger than 2^63 - 1.
+const MAX_MILLIS: u128 = i64::MAX as u128 * 1000;
 
 /// A text is not a quantity.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -32,33 +35,26 @@ impl Quantity {
     }
 }
 
-/// What a suffix multiplies by, in thousandths, as a fraction.
-fn scale(suffix: &str) -> Option<(u128, u128)> {
-    let scale = match suffix {
-        "n" => (1, 1_000_000),
-        "u" => (1, 1_000),
-        "m" => (1, 1),
-        "" => (1_000, 1),
-        "k" => (1_000_000, 1),
-        "M" => (1_000_000_000, 1),
-        "G" => (1_000_000_000_000, 1),
-        "T" => (1_000_000_000_000_000, 1),
-        "P" => (1_000_000_000_000_000_000, 1),
-        "E" => (1_000_000_000_000_000_000_000, 1),
-        "Ki" => (1_000 << 10, 1),
-        "Mi" => (1_000 << 20, 1),
-        "Gi" => (1_000 << 30, 1),
-        "Ti" => (1_000 << 40, 1),
-        "Pi" => (1_000 << 50, 1),
-        "Ei" => (1_000 << 60, 1),
-        exponent => {
-            let exponent: i32 = exponent.strip_prefix(['e', 'E'])?.parse().ok()?;
-            if !(-18..=18).contains(&exponent) {
-                return None;
-            }
-            let power = 10_u128.checked_pow(exponent.unsigned_abs())?;
-            if exponent < 0 { (1_000, power) } else { (power.checked_mul(1_000)?, 1) }
-        }
+/// What a suffix multiplies by: a factor and a power of ten.
+fn suffix(text: &str) -> Option<(u64, i64)> {
+    let scale = match text {
+        "n" => (1, -9),
+        "u" => (1, -6),
+        "m" => (1, -3),
+        "" => (1, 0),
+        "k" => (1, 3),
+        "M" => (1, 6),
+        "G" => (1, 9),
+        "T" => (1, 12),
+        "P" => (1, 15),
+        "E" => (1, 18),
+        "Ki" => (1 << 10, 0),
+        "Mi" => (1 << 20, 0),
+        "Gi" => (1 << 30, 0),
+        "Ti" => (1 << 40, 0),
+        "Pi" => (1 << 50, 0),
+        "Ei" => (1 << 60, 0),
+        exponent => (1, i64::from(exponent.strip_prefix(['e', 'E'])?.parse::<i32>().ok()?)),
     };
     Some(scale)
 }
@@ -66,27 +62,76 @@ fn scale(suffix: &str) -> Option<(u128, u128)> {
 impl FromStr for Quantity {
     type Err = ParseQuantityError;
 
+    /// Reads a quantity as Kubernetes does (apimachinery's `resource.Quantity`): what is more precise than can be kept is
+    /// rounded up, so that a resource that is asked for is never none; what is larger than can be kept is the largest.
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        parse(text).ok_or_else(|| ParseQuantityError(text.to_owned()))
+        let refused = || ParseQuantityError(text.to_owned());
+        let (negative, unsigned) = match text.strip_prefix('-') {
+            Some(rest) => (true, rest),
+            None => (false, text.strip_prefix('+').unwrap_or(text)),
+        };
+        if text.is_empty() {
+            return Err(refused());
+        }
+        let quantity = parse(unsigned).ok_or_else(refused)?;
+        if negative && quantity != Self::default() { Err(refused()) } else { Ok(quantity) }
     }
 }
 
 fn parse(text: &str) -> Option<Quantity> {
-    let text = text.strip_prefix('+').unwrap_or(text);
     let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
-    let (number, suffix) = text.split_at_checked(end)?;
+    let (number, unit) = text.split_at_checked(end)?;
     let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
-    if whole.is_empty() && fraction.is_empty() || fraction.contains('.') {
+    if fraction.contains('.') {
         return None;
     }
-    // Eighteen digits on each side leave room for every suffix in 128 bits.
-    if whole.len() > 18 || fraction.len() > 9 {
-        return None;
+    let (factor, exponent) = suffix(unit)?;
+    // The digits of the whole, least significant first, times the factor: exact, however many there are.
+    let mut digits: Vec<u8> = whole.bytes().chain(fraction.bytes()).rev().map(|digit| digit - b'0').collect();
+    multiply(&mut digits, factor);
+    // How many of them are less than a thousandth.
+    let fine = i64::try_from(fraction.len()).ok()?.checked_sub(exponent)?.checked_sub(3)?;
+    Some(Quantity { millis: round_up(&digits, fine) })
+}
+
+/// Multiplies a decimal number, its least significant digit first.
+fn multiply(digits: &mut Vec<u8>, factor: u64) {
+    if factor == 1 {
+        return;
     }
-    let digits: u128 = format!("0{whole}{fraction}").parse().ok()?;
-    let divisor = 10_u128.checked_pow(u32::try_from(fraction.len()).ok()?)?;
-    let (times, by) = scale(suffix)?;
-    Some(Quantity { millis: digits.checked_mul(times)?.div_ceil(divisor.checked_mul(by)?) })
+    let mut carry: u128 = 0;
+    for digit in digits.iter_mut() {
+        carry += u128::from(*digit) * u128::from(factor);
+        *digit = (carry % 10) as u8;
+        carry /= 10;
+    }
+    while carry > 0 {
+        digits.push((carry % 10) as u8);
+        carry /= 10;
+    }
+}
+
+/// A decimal number, its least significant digit first, divided by ten to the power of `fine` and rounded up;
+/// [`MAX_MILLIS`] if it is larger than that.
+fn round_up(digits: &[u8], fine: i64) -> u128 {
+    let fine_digits = usize::try_from(fine).unwrap_or(0).min(digits.len());
+    let (below, above) = digits.split_at(fine_digits);
+    let mut value = above.iter().rev().try_fold(0, |value, digit| append(value, *digit));
+    let mut zeros = fine.saturating_neg().max(0);
+    while let Some(1..) = value
+        && zeros > 0
+    {
+        value = value.and_then(|value| append(value, 0));
+        zeros -= 1;
+    }
+    let up = u128::from(below.iter().any(|digit| *digit != 0));
+    value.map_or(MAX_MILLIS, |value| (value + up).min(MAX_MILLIS))
+}
+
+/// `value` with one more digit behind it; none if that is larger than a quantity can be.
+fn append(value: u128, digit: u8) -> Option<u128> {
+    let longer = value.checked_mul(10)?.checked_add(u128::from(digit))?;
+    (longer <= MAX_MILLIS).then_some(longer)
 }
 
 impl<'de> Deserialize<'de> for Quantity {
@@ -100,11 +145,16 @@ impl<'de> Deserialize<'de> for Quantity {
             }
 
             fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Quantity, E> {
-                text.parse().map_err(E::custom)
+                text.trim().parse().map_err(E::custom)
+            }
+
+            // As Kubernetes reads it.
+            fn visit_unit<E: serde::de::Error>(self) -> Result<Quantity, E> {
+                Ok(Quantity::default())
             }
 
             fn visit_u64<E: serde::de::Error>(self, number: u64) -> Result<Quantity, E> {
-                Ok(Quantity { millis: u128::from(number) * 1000 })
+                Ok(Quantity { millis: (u128::from(number) * 1000).min(MAX_MILLIS) })
             }
 
             fn visit_i64<E: serde::de::Error>(self, number: i64) -> Result<Quantity, E> {
@@ -122,48 +172,4 @@ impl<'de> Deserialize<'de> for Quantity {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn quantities_are_read_as_kubernetes_reads_them() {
-        for (text, millis) in [
-            ("0", 0),
-            ("250m", 250),
-            ("1", 1_000),
-            ("1.5", 1_500),
-            (".5", 500),
-            ("0.1", 100),
-            ("2e3", 2_000_000),
-            ("1E-3", 1),
-            ("100u", 1),
-            ("1n", 1),
-            ("1k", 1_000_000),
-            ("1Ki", 1_024_000),
-            ("512Mi", 512 * 1_048_576_000),
-            ("1.5Gi", 1_610_612_736_000),
-            ("129M", 129_000_000_000),
-            ("+1", 1_000),
-        ] {
-            assert_eq!(text.parse::<Quantity>().unwrap().millis(), millis, "{text}");
-        }
-    }
-
-    #[test]
-    fn what_is_not_a_quantity_is_refused() {
-        for text in
-            ["", ".", "-1", "1.2.3", "1mi", "Mi", "1 Gi", "1e99", "0x10", "1234567890123456789", "1KiB", "٣"]
-        {
-            assert!(text.parse::<Quantity>().is_err(), "{text}");
-        }
-    }
-
-    #[test]
-    fn numbers_in_json_are_quantities() {
-        for (json, millis) in [("2", 2_000), ("0.25", 250), ("\"250m\"", 250)] {
-            assert_eq!(serde_json::from_str::<Quantity>(json).unwrap().millis(), millis, "{json}");
-        }
-        assert!(serde_json::from_str::<Quantity>("-2").is_err());
-        assert!(serde_json::from_str::<Quantity>("1e300").is_err());
-    }
-}
+mod tests;
