@@ -83,6 +83,20 @@ impl Refusal {
     /// The reason code of the pod's `PodScheduled` condition that goes with this message.
     pub const REASON: &str = "POD_UNSUPPORTED_ON_FARGATE";
 
+    /// A way around that the message does not tell, in Ravelin's words; to be shown beside the message, which stays Fargate's.
+    #[must_use]
+    pub fn way_around(&self) -> Option<&'static str> {
+        let Self { fields, volumes, containers, ports: false } = self else { return None };
+        let [ContainerViolation { capabilities, privilege_escalation: false, privileged: false }] =
+            containers.as_slice()
+        else {
+            return None;
+        };
+        // What kubectl's profile `general`, its default, adds and nothing else does alone.
+        let debugging = fields.is_empty() && volumes.is_empty() && capabilities == &["SYS_PTRACE"];
+        debugging.then_some("kubectl debug adds no capability with --profile=baseline")
+    }
+
     /// True if nothing is wrong.
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -151,11 +165,9 @@ impl fmt::Display for VolumeViolation {
                 write!(f, "{volume} not supported because: PVC {claim} not bound")
             }
             VolumeProblem::InvalidVolume { claim, volume: bound, driver } => {
-                let driver = driver.as_deref().unwrap_or("none");
-                write!(
-                    f,
-                    "{volume} not supported because: PVC {claim} bound to invalid PV {bound} with CSI Driver: {driver}"
-                )
+                write!(f, "{volume} not supported because: PVC {claim} bound to invalid PV {bound}")?;
+                // What Fargate says of a volume without a driver is not known: the sentence ends before it.
+                driver.as_ref().map_or(Ok(()), |driver| write!(f, " with CSI Driver: {driver}"))
             }
             VolumeProblem::NotYet { plugin } => {
                 write!(f, "{volume} not supported because: volumes of {plugin} are not supported yet")

@@ -6,13 +6,12 @@
 //! * `allowPrivilegeEscalation: true`: the runtime is only told `noNewPrivileges`, which is false both for `true` and
 //!   for unset, and unset is allowed. It is therefore not refused here;
 //! * host ports: the network plug-in serves them before the runtime is asked;
-//! * `hostNetwork`, `hostPID`, `hostIPC` of a container: they belong to the sandbox.
-
-use std::collections::BTreeSet;
+//! * `hostNetwork`, `hostPID`, `hostIPC` of a container: they belong to the sandbox;
+//! * the case of a capability's name: containerd writes it in capitals, so `chown`, which Fargate refuses, is `CHOWN`.
 
 use oci_spec::runtime::{LinuxDeviceCgroup, LinuxDeviceType, LinuxNamespaceType, Spec};
 
-use crate::capability::{BEYOND_DEFAULT, addable};
+use crate::capability::{addable, stands_for_all};
 use crate::refusal::VolumeViolation;
 
 /// A sandbox, as its OCI spec tells.
@@ -34,7 +33,7 @@ pub struct SandboxView {
 pub struct ContainerView {
     /// The container is privileged.
     pub privileged: bool,
-    /// Capabilities beyond the default set, without `CAP_`, sorted; `ALL` alone if every one is there.
+    /// Capabilities beyond the default set as the pod writes them and in its order; `ALL` alone if it adds them all.
     pub added_capabilities: Vec<String>,
     /// Mounts that do not come into the guest, in the order of the spec; filled in by who classifies them (see
     /// [`crate::VolumeKind::violation`]).
@@ -64,19 +63,18 @@ impl SandboxView {
 
 impl ContainerView {
     /// Reads the OCI spec that containerd makes for a container. The mounts are left to the caller.
+    ///
+    /// `bounding` is the spec's bounding set as it is written: the parsed one has lost its order, and takes the
+    /// `CAP_CAP_CHOWN` that containerd makes of a pod's `CAP_CHOWN` for `CAP_CHOWN`.
     #[must_use]
-    pub fn from_spec(spec: &Spec) -> Self {
-        let names: BTreeSet<String> = spec
-            .process()
-            .as_ref()
-            .and_then(|process| process.capabilities().as_ref())
-            .and_then(|capabilities| capabilities.bounding().as_ref())
-            .into_iter()
-            .flatten()
-            .map(ToString::to_string)
-            .filter(|name| !addable(name))
-            .collect();
-        let all = BEYOND_DEFAULT.iter().all(|name| names.contains(*name));
+    pub fn from_spec(spec: &Spec, bounding: &[String]) -> Self {
+        let names: Vec<&str> =
+            bounding.iter().map(|name| name.strip_prefix("CAP_").unwrap_or(name)).collect();
+        let added_capabilities = if stands_for_all(&names) {
+            vec!["ALL".to_owned()]
+        } else {
+            names.into_iter().filter(|name| !addable(name)).map(str::to_owned).collect()
+        };
         let rules = spec
             .linux()
             .as_ref()
@@ -85,7 +83,7 @@ impl ContainerView {
         Self {
             privileged: sys_is_writable(spec)
                 || rules.is_some_and(|rules| rules.iter().any(allows_every_device)),
-            added_capabilities: if all { vec!["ALL".to_owned()] } else { names.into_iter().collect() },
+            added_capabilities,
             unsupported_volumes: Vec::new(),
         }
     }

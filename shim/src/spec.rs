@@ -5,7 +5,12 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::{LinuxNamespaceType, Mount, Root, Spec};
+use oci_spec::runtime::{Capability, LinuxNamespaceType, Mount, Root, Spec};
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+/// The OCI spec's name in a bundle.
+const CONFIG: &str = "config.json";
 
 /// Largest `config.json`, in bytes.
 const MAX_BYTES: u64 = 4 << 20;
@@ -65,7 +70,48 @@ pub enum Kind {
 /// # Errors
 /// Names the file.
 pub fn load(bundle: &Path) -> Result<Spec, SpecError> {
-    let path = bundle.join("config.json");
+    read(bundle)
+}
+
+/// Reads `config.json` of a container's bundle, and its capabilities' bounding set as it is written there: the policy judges
+/// its names and their order, which a [`Spec`] does not keep. Names that no kernel knows are left out of the spec, as
+/// runc ignores them.
+///
+/// # Errors
+/// Names the file.
+pub fn load_container(bundle: &Path) -> Result<(Spec, Vec<String>), SpecError> {
+    let mut json: Value = read(bundle)?;
+    let bounding = json["process"]["capabilities"]["bounding"].as_array();
+    let names = bounding.into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect();
+    if let Some(process) = json.get_mut("process") {
+        drop_unknown_capabilities(process);
+    }
+    let spec = serde_json::from_value(json)
+        .map_err(|source| SpecError::Parse { path: bundle.join(CONFIG), source })?;
+    Ok((spec, names))
+}
+
+/// An exec's process, JSON, without capabilities that no kernel knows. What is no JSON is left for the agent to refuse.
+#[must_use]
+pub fn known_capabilities(process: Vec<u8>) -> Vec<u8> {
+    let Ok(mut json) = serde_json::from_slice(&process) else { return process };
+    drop_unknown_capabilities(&mut json);
+    serde_json::to_vec(&json).unwrap_or(process)
+}
+
+fn drop_unknown_capabilities(process: &mut Value) {
+    let Some(sets) = process.get_mut("capabilities").and_then(Value::as_object_mut) else { return };
+    for names in sets.values_mut().filter_map(Value::as_array_mut) {
+        names.retain(|name| {
+            name.as_str()
+                .and_then(|name| name.strip_prefix("CAP_"))
+                .is_some_and(|name| name.parse::<Capability>().is_ok())
+        });
+    }
+}
+
+fn read<T: DeserializeOwned>(bundle: &Path) -> Result<T, SpecError> {
+    let path = bundle.join(CONFIG);
     let mut text = Vec::new();
     let read = File::open(&path).and_then(|file| file.take(MAX_BYTES).read_to_end(&mut text));
     if let Err(source) = read {
@@ -222,6 +268,30 @@ mod tests {
         assert_eq!(host_mounts(&spec).map(|(_, source)| source).collect::<Vec<_>>(), ["/h/hosts", "/h/x"]);
         spec.set_annotations(None);
         assert!(matches!(kind(&spec), Err(SpecError::NotCri)));
+    }
+
+    #[test]
+    fn capabilities_keep_their_names_for_the_policy_and_lose_the_unknown_ones() {
+        let bundle = tempfile::tempdir().unwrap();
+        let names = ["CAP_KILL", "CAP_CHOWN", "CAP_CAP_NET_ADMIN", "CAP_FROM_TOMORROW"];
+        let process = json!({ "cwd": "/", "user": { "uid": 0, "gid": 0 },
+                              "capabilities": { "bounding": names, "effective": names, "permitted": null } });
+        let text = json!({ "ociVersion": "1.1.0", "process": process }).to_string();
+        std::fs::write(bundle.path().join(CONFIG), text).unwrap();
+        let (spec, bounding) = load_container(bundle.path()).unwrap();
+        assert_eq!(bounding, names);
+        let capabilities = spec.process().as_ref().unwrap().capabilities().clone().unwrap();
+        let known = [Capability::Kill, Capability::Chown].into();
+        assert_eq!(
+            (capabilities.bounding().as_ref(), capabilities.effective().as_ref()),
+            (Some(&known), Some(&known))
+        );
+        let exec: Value =
+            serde_json::from_slice(&known_capabilities(process.to_string().into_bytes())).unwrap();
+        assert_eq!(exec["capabilities"]["effective"], json!(["CAP_KILL", "CAP_CHOWN"]));
+        assert_eq!(known_capabilities(b"nonsense".to_vec()), b"nonsense");
+        std::fs::write(bundle.path().join(CONFIG), "[]").unwrap();
+        assert!(load_container(bundle.path()).is_err());
     }
 
     #[test]

@@ -58,6 +58,23 @@ fn a_container_with_a_host_path_or_too_many_capabilities_is_refused_and_the_pod_
                 .security("capabilities", json!({ "add_capabilities": ["NET_ADMIN", "SYS_PTRACE"] })),
             "invalid SecurityContext fields: Capabilities added: NET_ADMIN, SYS_PTRACE",
         ),
+        (
+            pod.container()
+                .security("capabilities", json!({ "add_capabilities": ["SYS_PTRACE", "CAP_CHOWN", "BPF"] })),
+            "invalid SecurityContext fields: Capabilities added: SYS_PTRACE, CAP_CHOWN, BPF",
+        ),
+        (
+            pod.container().security(
+                "capabilities",
+                json!({ "add_capabilities": ["ALL"], "drop_capabilities": ["CHOWN"] }),
+            ),
+            "invalid SecurityContext fields: Capabilities added: ALL",
+        ),
+        (
+            pod.container().security("capabilities", json!({ "add_capabilities": ["SYS_PTRACE"] })),
+            "invalid SecurityContext fields: Capabilities added: SYS_PTRACE \
+             (kubectl debug adds no capability with --profile=baseline)",
+        ),
     ];
     for (container, words) in cases {
         let error = match container.idle().try_create() {

@@ -128,7 +128,7 @@ fn published_messages_about_claims_are_given_word_for_word() {
         ),
         (
             vec![("v", "bare")],
-            "volumes not supported: v not supported because: PVC bare bound to invalid PV pv-2 with CSI Driver: none",
+            "volumes not supported: v not supported because: PVC bare bound to invalid PV pv-2",
         ),
         (vec![("v", "good")], "accepted"),
     ] {
@@ -253,6 +253,52 @@ fn a_sandbox_is_refused_for_what_it_shows() {
     );
     let guest = PolicyConfig { mode: Mode::Guest, ..PolicyConfig::default() };
     assert_eq!(check_sandbox(&view, &guest), Ok(()));
+}
+
+#[test]
+fn a_debugging_container_is_told_the_way_around_beside_fargates_message() {
+    let refusal = |capabilities: &[&str], privileged| {
+        let added_capabilities = capabilities.iter().map(ToString::to_string).collect();
+        let view = ContainerView { privileged, added_capabilities, unsupported_volumes: Vec::new() };
+        check_container(&view, &PolicyConfig::default()).unwrap_err()
+    };
+    let debug = refusal(&["SYS_PTRACE"], false);
+    assert_eq!(
+        debug.to_string(),
+        "Pod not supported on Fargate: invalid SecurityContext fields: Capabilities added: SYS_PTRACE"
+    );
+    assert!(debug.way_around().unwrap().contains("--profile=baseline"));
+    assert_eq!(refusal(&["SYS_PTRACE", "NET_ADMIN"], false).way_around(), None);
+    assert_eq!(refusal(&["NET_ADMIN"], false).way_around(), None);
+    assert_eq!(refusal(&[], true).way_around(), None);
+}
+
+#[test]
+fn a_field_that_is_null_is_absent() {
+    let null = r#"{
+        "hostNetwork": null, "hostPID": null, "hostIPC": null, "volumes": null, "initContainers": null,
+        "ephemeralContainers": null, "resources": null, "securityContext": null,
+        "containers": [
+            {"name": null, "restartPolicy": null, "securityContext": null, "ports": null, "resources": null},
+            {"securityContext": {"privileged": null, "allowPrivilegeEscalation": null, "capabilities": null},
+             "ports": [{"hostPort": null, "hostIP": null}], "resources": {"requests": null, "limits": null}},
+            {"securityContext": {"capabilities": {"add": null, "drop": null}}, "resources": {"requests": {"cpu": null}}}
+        ]}"#;
+    let empty = r#"{"volumes": [], "initContainers": [], "ephemeralContainers": [], "resources": {},
+        "containers": [{"securityContext": {"capabilities": {"add": []}}, "ports": [],
+                        "resources": {"requests": {}, "limits": {}}}]}"#;
+    for spec in [
+        null,
+        empty,
+        "null",
+        r#"{"containers": null}"#,
+        r#"{"volumes": [{"name": null, "persistentVolumeClaim": null, "emptyDir": null, "csi": null}]}"#,
+    ] {
+        assert_eq!(message(spec, &Claims::new()), "accepted", "{spec}");
+        assert_eq!(crate::pod_requests(&pod(spec)), crate::Requests::default(), "{spec}");
+    }
+    let claim = r#"{"volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": null}}]}"#;
+    assert!(message(claim, &Claims::new()).contains("persistentvolumeclaim \"\" not found"));
 }
 
 #[test]

@@ -40,12 +40,9 @@ fn a_spec_that_says_nothing_asks_for_every_host_namespace() {
 }
 
 fn container(capabilities: &[&str], sys: &str, devices: &str) -> ContainerView {
-    let list: Vec<String> = capabilities.iter().map(|name| format!("\"CAP_{name}\"")).collect();
-    ContainerView::from_spec(&spec(&format!(
-        r#""mounts": [{sys}], "linux": {{"resources": {{"devices": [{devices}]}}}},
-        "process": {{"cwd": "/", "user": {{"uid": 0, "gid": 0}}, "capabilities": {{"bounding": [{}]}}}}"#,
-        list.join(",")
-    )))
+    let bounding: Vec<String> = capabilities.iter().map(|name| format!("CAP_{name}")).collect();
+    let spec = spec(&format!(r#""mounts": [{sys}], "linux": {{"resources": {{"devices": [{devices}]}}}}"#));
+    ContainerView::from_spec(&spec, &bounding)
 }
 
 const DENY_ALL: &str = r#"{"allow": false, "access": "rwm"}"#;
@@ -57,25 +54,61 @@ fn the_default_container_has_nothing_special() {
     assert_eq!(view, ContainerView::default());
 }
 
-#[test]
-fn capabilities_beyond_the_default_set_are_listed_in_order() {
-    let mut names = crate::DEFAULT_CAPABILITIES.to_vec();
-    names.extend(["SYS_ADMIN", "NET_ADMIN", "BPF", "CHECKPOINT_RESTORE", "SYSLOG", "SYS_TTY_CONFIG"]);
-    let view = container(&names, SYS_RO, DENY_ALL);
-    assert_eq!(
-        view.added_capabilities,
-        ["BPF", "CHECKPOINT_RESTORE", "NET_ADMIN", "SYSLOG", "SYS_ADMIN", "SYS_TTY_CONFIG"]
-    );
-    assert!(!view.privileged);
+/// containerd's default set, in its order.
+const CONTAINERD: [&str; 14] = [
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "FSETID",
+    "FOWNER",
+    "MKNOD",
+    "NET_RAW",
+    "SETGID",
+    "SETUID",
+    "SETFCAP",
+    "SETPCAP",
+    "NET_BIND_SERVICE",
+    "SYS_CHROOT",
+    "KILL",
+    "AUDIT_WRITE",
+];
+
+fn added(capabilities: &[&str]) -> Vec<String> {
+    container(capabilities, SYS_RO, DENY_ALL).added_capabilities
 }
 
 #[test]
-fn every_capability_is_called_all() {
-    let mut names = crate::DEFAULT_CAPABILITIES.to_vec();
-    names.extend(BEYOND_DEFAULT);
-    assert_eq!(container(&names, SYS_RO, DENY_ALL).added_capabilities, ["ALL"]);
-    names.extend(["BPF", "PERFMON", "CHECKPOINT_RESTORE"]);
-    assert_eq!(container(&names, SYS_RO, DENY_ALL).added_capabilities, ["ALL"]);
+fn capabilities_beyond_the_default_set_are_listed_in_the_pods_order() {
+    let names = ["SYS_ADMIN", "NET_ADMIN", "BPF", "A_NEW_ONE", "SYSLOG"];
+    assert_eq!(added(&[&CONTAINERD[..], &names].concat()), names);
+    // `drop: [ALL]` leaves what is added.
+    assert_eq!(added(&["DAC_READ_SEARCH", "CHOWN", "NET_ADMIN"]), ["DAC_READ_SEARCH", "NET_ADMIN"]);
+    assert!(!container(&names, SYS_RO, DENY_ALL).privileged);
+}
+
+#[test]
+fn a_name_with_its_prefix_is_another_name() {
+    // containerd puts `CAP_` before what the pod writes.
+    assert_eq!(added(&[&CONTAINERD[..], &["CAP_CHOWN"]].concat()), ["CAP_CHOWN"]);
+}
+
+#[test]
+fn all_is_called_all_whatever_is_dropped_beside_it_or_named_besides() {
+    const ALL: [&str; 41] = crate::capability::KERNEL_ORDER;
+    assert_eq!(added(&ALL), ["ALL"]);
+    // Kernels before 5.8 know 38.
+    assert_eq!(added(&ALL[..38]), ["ALL"]);
+    let without =
+        |dropped: &[&str]| added(&ALL.into_iter().filter(|name| !dropped.contains(name)).collect::<Vec<_>>());
+    assert_eq!(without(&["CHOWN"]), ["ALL"]);
+    assert_eq!(without(&["NET_RAW", "SYS_ADMIN", "SYS_MODULE", "SYS_BOOT"]), ["ALL"]);
+    assert_eq!(added(&[&ALL[..], &["A_NEW_ONE"]].concat()), ["ALL"]);
+}
+
+#[test]
+fn every_capability_by_its_name_is_a_list() {
+    let names: Vec<&str> =
+        crate::capability::KERNEL_ORDER.into_iter().filter(|name| !addable(name)).collect();
+    assert_eq!(added(&[&CONTAINERD[..], &names].concat()), names);
 }
 
 #[test]

@@ -154,7 +154,7 @@ impl Task for Handler {
             stderr: request.stderr,
             terminal: request.terminal,
         };
-        let process = request.spec.into_option().unwrap_or_default().value;
+        let process = crate::spec::known_capabilities(request.spec.into_option().unwrap_or_default().value);
         self.0.exec(&request.id, Exec::new(request.exec_id, process, paths))?;
         Ok(Empty::new())
     }

@@ -54,18 +54,21 @@ fn pid_namespace(
     }
 }
 
-/// Judges a container by its spec.
+/// Judges a container by its spec, whose bounding set is written as `bounding`.
 ///
 /// # Errors
 /// Everything that is not supported, in one message.
-pub fn judge(spec: &Spec, pod: &Pod, policy: &PolicyConfig) -> Result<(), TaskError> {
+pub fn judge(spec: &Spec, bounding: &[String], pod: &Pod, policy: &PolicyConfig) -> Result<(), TaskError> {
     let identity = PodIdentity { sandbox_id: &pod.sandbox_id, pod_uid: &pod.pod_uid, host_ipc: pod.host_ipc };
-    let mut view = ContainerView::from_spec(spec);
+    let mut view = ContainerView::from_spec(spec, bounding);
     view.unsupported_volumes.extend(
         spec::host_mounts(spec)
             .filter_map(|(_, source)| classify(source, identity, &pod.roots).violation(source)),
     );
-    check_container(&view, policy).map_err(|refusal| TaskError::Refused(refusal.to_string()))
+    check_container(&view, policy).map_err(|refusal| {
+        let way_around = refusal.way_around().map_or_else(String::new, |way| format!(" ({way})"));
+        TaskError::Refused(format!("{refusal}{way_around}"))
+    })
 }
 
 /// Makes the container; on an error nothing of it stays.
@@ -78,8 +81,8 @@ pub async fn create(
     policy: &PolicyConfig,
     neighbours: &Neighbours,
 ) -> Result<Container, TaskError> {
-    let mut spec = spec::load(Path::new(&request.bundle)).map_err(TaskError::failed)?;
-    judge(&spec, &pod, policy)?;
+    let (mut spec, bounding) = spec::load_container(Path::new(&request.bundle)).map_err(TaskError::failed)?;
+    judge(&spec, &bounding, &pod, policy)?;
     let fifos = Fifos::open(&request.paths).map_err(TaskError::failed)?;
     let ids = fifos.ids(&pod.next_stream);
     let (pid_namespace, pid_target) =
