@@ -9,11 +9,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::event::{EventfdFlags, Timespec, eventfd};
 
-/// A descriptor that counts wake-ups; non-blocking.
+/// An eventfd(2): a descriptor that is readable from when it is signalled until it is cleared. Non-blocking.
 #[derive(Debug)]
-pub struct Wake(OwnedFd);
+pub struct EventFd(OwnedFd);
 
-impl Wake {
+impl EventFd {
     /// Makes one.
     ///
     /// # Errors
@@ -22,12 +22,12 @@ impl Wake {
         Ok(Self(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?))
     }
 
-    /// Wakes whoever waits for it. Wake-ups add up, so that a full counter (which cannot take more) still wakes.
-    pub fn wake(&self) {
+    /// Wakes whoever waits for it. Signals add up, so that a full counter (which cannot take more) still wakes.
+    pub fn signal(&self) {
         let _ = rustix::io::write(&self.0, &1u64.to_ne_bytes());
     }
 
-    /// Takes all wake-ups so far.
+    /// Takes all signals so far.
     pub fn clear(&self) {
         let _ = rustix::io::read(&self.0, &mut [0; 8]);
     }
@@ -36,7 +36,7 @@ impl Wake {
     ///
     /// # Errors
     /// When the process has no descriptors left.
-    pub fn to_event_fd(&self) -> io::Result<vmm_sys_util::eventfd::EventFd> {
+    pub fn for_kvm(&self) -> io::Result<vmm_sys_util::eventfd::EventFd> {
         use std::os::fd::{FromRawFd, IntoRawFd};
         let copy = self.0.try_clone()?;
         // SAFETY: the descriptor is an eventfd that nothing else owns.
@@ -44,7 +44,7 @@ impl Wake {
     }
 }
 
-impl AsFd for Wake {
+impl AsFd for EventFd {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }
@@ -54,7 +54,7 @@ impl AsFd for Wake {
 #[derive(Debug)]
 pub struct Mailbox<T> {
     messages: Mutex<VecDeque<T>>,
-    wake: Wake,
+    event: EventFd,
 }
 
 impl<T> Mailbox<T> {
@@ -63,25 +63,25 @@ impl<T> Mailbox<T> {
     /// # Errors
     /// When the process has no descriptors left.
     pub fn new() -> io::Result<Arc<Self>> {
-        Ok(Arc::new(Self { messages: Mutex::new(VecDeque::new()), wake: Wake::new()? }))
+        Ok(Arc::new(Self { messages: Mutex::new(VecDeque::new()), event: EventFd::new()? }))
     }
 
     /// Leaves a message.
     pub fn send(&self, message: T) {
         self.messages.lock().unwrap_or_else(PoisonError::into_inner).push_back(message);
-        self.wake.wake();
+        self.event.signal();
     }
 
     /// Takes all messages.
     pub fn receive(&self) -> VecDeque<T> {
-        self.wake.clear();
+        self.event.clear();
         std::mem::take(&mut *self.messages.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
 impl<T> AsFd for Mailbox<T> {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.wake.as_fd()
+        self.event.as_fd()
     }
 }
 
@@ -183,14 +183,29 @@ impl Registrar {
         self.add(fd, token, EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP | EventFlags::ET)
     }
 
+    /// Changes what `fd`, which is reported as long as it is ready, is waited for. That its other end is gone is reported
+    /// in any case.
+    ///
+    /// # Errors
+    /// When epoll does not have the descriptor.
+    pub fn change(&self, fd: impl AsFd, token: u32, readable: bool, writable: bool) -> io::Result<()> {
+        let mut flags = EventFlags::empty();
+        flags.set(EventFlags::IN, readable);
+        flags.set(EventFlags::OUT, writable);
+        Ok(epoll::modify(&self.epoll, fd, self.data(token), flags)?)
+    }
+
     /// Takes `fd` off the set.
     pub fn remove(&self, fd: impl AsFd) {
         let _ = epoll::delete(&self.epoll, fd);
     }
 
     fn add(&self, fd: impl AsFd, token: u32, flags: EventFlags) -> io::Result<()> {
-        let data = EventData::new_u64(u64::from(self.owner) << 32 | u64::from(token));
-        Ok(epoll::add(&self.epoll, fd, data, flags)?)
+        Ok(epoll::add(&self.epoll, fd, self.data(token), flags)?)
+    }
+
+    fn data(&self, token: u32) -> EventData {
+        EventData::new_u64(u64::from(self.owner) << 32 | u64::from(token))
     }
 }
 

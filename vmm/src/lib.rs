@@ -7,6 +7,7 @@
 pub mod control;
 pub mod event;
 pub mod jail;
+pub mod log;
 pub mod machine;
 pub mod server;
 pub mod virtio;

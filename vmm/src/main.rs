@@ -7,7 +7,8 @@ use std::time::Instant;
 
 use ravelin_vmm::control::{CONTROL_FD, ExitReason};
 use ravelin_vmm::jail::{self, Identity};
-use ravelin_vmm::server::{self, Origin, log};
+use ravelin_vmm::log::{do_not_wait_for_the_log, log};
+use ravelin_vmm::server::{self, Origin};
 
 const USAGE: &str = "Usage: ravelin-vmm --uid UID --gid GID | --version\n\
     Runs one virtual machine, steered through the socket at descriptor 3. Started by containerd-shim-ravelin-v2.";
@@ -30,7 +31,7 @@ fn main() -> ExitCode {
         return fail("There is no control socket at descriptor 3");
     }
     // A log that nobody reads must not hold the machine up.
-    server::do_not_wait_for_the_log();
+    do_not_wait_for_the_log();
     let kept = match jail::enter(identity) {
         Ok(kept) => kept,
         Err(error) => {
@@ -41,7 +42,7 @@ fn main() -> ExitCode {
     // SAFETY: the descriptor is open (checked above), and nothing else in this process uses it.
     let control = unsafe { OwnedFd::from_raw_fd(CONTROL_FD) };
     let reason = server::serve(control, Origin { started, statm: kept.statm });
-    // The machine's threads are still running; they end here, all at once.
+    // The devices' threads are still running; they end here, all at once.
     std::process::exit(i32::from(reason.code()))
 }
 

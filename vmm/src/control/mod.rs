@@ -42,7 +42,8 @@ pub enum Command {
     Boot(MachineConfig),
     /// Maps an image file into an extent disk. Descriptor: the file, opened read-only unless `writable`.
     AddExtent(Extent),
-    /// Takes the extent that starts at `offset` off its disk. Reads in flight finish first.
+    /// Takes the extent that starts at `offset` off its disk. Answered when its file is closed, which is when the requests
+    /// that were begun before have ended.
     RemoveExtent {
         /// Which disk.
         disk: ExtentDisk,
@@ -58,9 +59,11 @@ pub enum Command {
         /// Guest port.
         port: u32,
     },
-    /// Stops all vCPUs until [`Command::Resume`].
+    /// Stops all vCPUs, then the devices' service, until [`Command::Resume`]. Answered when they stand still; what a disk
+    /// is at work at may still end in the guest's memory. An error if they do not within ten seconds, or are resumed
+    /// before: the machine then goes on.
     Pause,
-    /// Lets paused vCPUs run again.
+    /// Lets a paused machine go on.
     Resume,
     /// Asks for [`Metrics`].
     Metrics,

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use super::console::Console;
 use super::layout::{KEYBOARD_PORT, KEYBOARD_RESET, MMIO_START, MMIO_WINDOW, SERIAL_PORT};
 use crate::control::{ExitReason, GuestMark, MARK_PORT};
-use crate::virtio::slot::Slot;
+use crate::virtio::mmio::MmioDevice;
+use crate::virtio::owner::Reset;
 
 /// What an access means to the machine as a whole.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,30 +22,37 @@ pub enum Consequence {
 /// The bus. Addresses without a device read as ones, like on a PC, and take writes without effect.
 #[derive(Debug)]
 pub struct Bus {
-    slots: Vec<Arc<Slot>>,
+    devices: Vec<Arc<MmioDevice>>,
     console: Option<Arc<Console>>,
 }
 
 impl Bus {
-    /// A bus with `slots` side by side from [`MMIO_START`] on.
+    /// A bus with `devices` side by side from [`MMIO_START`] on.
     #[must_use]
-    pub fn new(slots: Vec<Arc<Slot>>, console: Option<Arc<Console>>) -> Self {
-        Self { slots, console }
+    pub fn new(devices: Vec<Arc<MmioDevice>>, console: Option<Arc<Console>>) -> Self {
+        Self { devices, console }
+    }
+
+    /// The devices, in the order of their addresses.
+    #[must_use]
+    pub fn devices(&self) -> &[Arc<MmioDevice>] {
+        &self.devices
     }
 
     /// A read from an address that is not memory.
     pub fn mmio_read(&self, address: u64, data: &mut [u8]) {
-        match self.slot(address) {
-            Some((slot, offset)) => slot.read(offset, data),
+        match self.device(address) {
+            Some((device, offset)) => device.read(offset, data),
             None => data.fill(0xff),
         }
     }
 
-    /// A write to an address that is not memory.
-    pub fn mmio_write(&self, address: u64, data: &[u8]) {
-        if let Some((slot, offset)) = self.slot(address) {
-            slot.write(offset, data);
-        }
+    /// A write to an address that is not memory. The processor may not go on before the reset that is returned, if any,
+    /// is done.
+    #[must_use]
+    pub fn mmio_write(&self, address: u64, data: &[u8]) -> Option<Arc<Reset>> {
+        let (device, offset) = self.device(address)?;
+        device.write(offset, data)
     }
 
     /// A read from a port.
@@ -76,10 +84,10 @@ impl Bus {
         }
     }
 
-    fn slot(&self, address: u64) -> Option<(&Slot, u64)> {
+    fn device(&self, address: u64) -> Option<(&MmioDevice, u64)> {
         let offset = address.checked_sub(MMIO_START)?;
-        let slot = self.slots.get(usize::try_from(offset / MMIO_WINDOW).ok()?)?;
-        Some((slot, offset % MMIO_WINDOW))
+        let device = self.devices.get(usize::try_from(offset / MMIO_WINDOW).ok()?)?;
+        Some((device, offset % MMIO_WINDOW))
     }
 
     fn serial_register(&self, port: u16) -> Option<(&Console, u8)> {
@@ -105,10 +113,13 @@ mod tests {
     use super::*;
     use crate::machine::memory;
     use crate::virtio::rng::Rng;
+    use crate::virtio::thread::DeviceThread;
 
     fn bus() -> Bus {
-        let slot = Slot::new(Box::new(Rng::default()), memory::allocate(64).unwrap()).unwrap();
-        Bus::new(vec![Arc::new(slot)], None)
+        let mut thread = DeviceThread::new("devices").unwrap();
+        let memory = memory::allocate(64).unwrap();
+        let rng = thread.add(Box::new(Rng::default()), &memory, &(Arc::new(|| {}) as _)).unwrap();
+        Bus::new(vec![Arc::new(rng)], None)
     }
 
     #[test]
@@ -131,7 +142,7 @@ mod tests {
             for size in 0..=16 {
                 let mut data = vec![0xaa; size];
                 bus.mmio_read(address, &mut data);
-                bus.mmio_write(address, &data);
+                assert!(bus.mmio_write(address, &data).is_none());
             }
         }
         for port in 0..=u16::MAX {

@@ -8,7 +8,7 @@ use std::sync::{Mutex, PoisonError};
 use vm_superio::serial::NoEvents;
 use vm_superio::{Serial, Trigger};
 
-use crate::event::{Wake, set_nonblocking};
+use crate::event::{EventFd, set_nonblocking};
 
 /// Output that a slow reader is not yet ready for; what comes on top is dropped.
 const MAX_PENDING: usize = 64 << 10;
@@ -31,7 +31,7 @@ impl Console {
     ///
     /// # Errors
     /// When the pipe cannot be made non-blocking.
-    pub fn new(pipe: File, line: Wake) -> io::Result<Self> {
+    pub fn new(pipe: File, line: EventFd) -> io::Result<Self> {
         set_nonblocking(&pipe)?;
         let output = Output { pipe, pending: Vec::new() };
         Ok(Self { serial: Mutex::new(Serial::new(Line(line), output)) })
@@ -54,21 +54,21 @@ impl Console {
     }
 }
 
-struct Line(Wake);
+struct Line(EventFd);
 
 impl Trigger for Line {
     type E = io::Error;
 
     fn trigger(&self) -> io::Result<()> {
-        self.0.wake();
+        self.0.signal();
         Ok(())
     }
 }
 
 impl Deref for Line {
-    type Target = Wake;
+    type Target = EventFd;
 
-    fn deref(&self) -> &Wake {
+    fn deref(&self) -> &EventFd {
         &self.0
     }
 }
@@ -117,7 +117,7 @@ mod tests {
     fn lines_reach_the_pipe_and_a_stuck_reader_costs_no_memory() {
         let (mut reader, writer) = io::pipe().unwrap();
         let writer = File::from(std::os::fd::OwnedFd::from(writer));
-        let console = Console::new(writer, Wake::new().unwrap()).unwrap();
+        let console = Console::new(writer, EventFd::new().unwrap()).unwrap();
         for byte in b"hello\nwor" {
             console.write(0, *byte);
         }

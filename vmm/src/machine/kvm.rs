@@ -85,6 +85,6 @@ pub(super) fn create_vcpus(kvm: &Kvm, vm: &VmFd, count: u8) -> Result<Vec<VcpuFd
         .map_err(kvm_error("tell the processor features that it supports"))?;
     let tsc_deadline = kvm.check_extension(Cap::TscDeadlineTimer);
     (0..count)
-        .map(|id| vcpu::create(vm, id, count, &supported, tsc_deadline).map_err(MachineError::Vcpu))
+        .map(|id| vcpu::setup::create(vm, id, count, &supported, tsc_deadline).map_err(MachineError::Vcpu))
         .collect()
 }

@@ -25,11 +25,11 @@ fn impossible_machines_are_refused() {
         |config| config.mtu = 0,
         |config| config.mtu = 67,
     ];
-    assert!(check(&config()).is_ok());
+    assert!(resources::check(&config()).is_ok());
     for change in bad {
         let mut config = config();
         change(&mut config);
-        assert!(matches!(check(&config), Err(MachineError::Config(_))), "{config:?}");
+        assert!(matches!(resources::check(&config), Err(MachineError::Config(_))), "{config:?}");
     }
 }
 
@@ -50,8 +50,8 @@ fn the_number_of_descriptors_must_be_right() {
 
 #[test]
 fn a_descriptor_that_is_not_kvm_is_told_apart() {
-    let (poller, notices) = (Poller::new().unwrap(), Mailbox::new().unwrap());
+    let notices = Mailbox::new().unwrap();
     let fds = (0..5).map(|_| tempfile::tempfile().unwrap().into()).collect();
-    let error = Machine::build(&config(), fds, &poller, &notices).unwrap_err();
+    let error = Built::build(&config(), fds, &notices).unwrap_err();
     assert!(matches!(error, MachineError::Missing(_)), "{error}");
 }

@@ -224,22 +224,22 @@ impl Buffers {
         check(unsafe { libc::sendmsg(raw(fd), &raw const message, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) })
     }
 
-    /// Reads from `fd` at `offset` into the buffers (`preadv`); a short count means the file's end.
+    /// Reads from `fd` at `offset` into the buffers (`preadv2` with `flags`); a short count means the file's end.
     ///
     /// # Errors
     /// Whatever the file says.
-    pub fn read_from_at(&self, fd: &impl AsFd, offset: u64) -> io::Result<usize> {
+    pub fn read_from_at(&self, fd: &impl AsFd, offset: u64, flags: i32) -> io::Result<usize> {
         // SAFETY: as in `read_from`.
-        self.all_at(offset, |pieces, count, at| unsafe { libc::preadv(raw(fd), pieces, count, at) })
+        self.all_at(offset, |pieces, count, at| unsafe { libc::preadv2(raw(fd), pieces, count, at, flags) })
     }
 
-    /// Writes the buffers to `fd` at `offset` (`pwritev`).
+    /// Writes the buffers to `fd` at `offset` (`pwritev2` with `flags`).
     ///
     /// # Errors
     /// Whatever the file says.
-    pub fn write_to_at(&self, fd: &impl AsFd, offset: u64) -> io::Result<usize> {
+    pub fn write_to_at(&self, fd: &impl AsFd, offset: u64, flags: i32) -> io::Result<usize> {
         // SAFETY: as in `read_from`.
-        self.all_at(offset, |pieces, count, at| unsafe { libc::pwritev(raw(fd), pieces, count, at) })
+        self.all_at(offset, |pieces, count, at| unsafe { libc::pwritev2(raw(fd), pieces, count, at, flags) })
     }
 
     /// Repeats a positioned call until everything is done or nothing moves.
@@ -342,8 +342,8 @@ mod tests {
         let buffers = two_pieces(&memory);
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(b"0123456").unwrap();
-        assert_eq!(buffers.read_from_at(&file, 2).unwrap(), 5);
-        assert_eq!(buffers.write_to_at(&file, 100).unwrap(), 8);
+        assert_eq!(buffers.read_from_at(&file, 2, 0).unwrap(), 5);
+        assert_eq!(buffers.write_to_at(&file, 100, 0).unwrap(), 8);
         let (mut left, right) = std::os::unix::net::UnixStream::pair().unwrap();
         assert_eq!(buffers.send_to(&right).unwrap(), 8);
         let mut read = [0; 8];

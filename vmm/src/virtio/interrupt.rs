@@ -3,7 +3,7 @@
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
-use crate::event::Wake;
+use crate::event::EventFd;
 
 /// Interrupt status: a queue has used buffers (virtio 1.3 §4.2.2).
 const STATUS_QUEUE: u32 = 1;
@@ -13,7 +13,7 @@ const STATUS_CONFIG: u32 = 2;
 /// What a device tells its guest outside the queues, and what it counts.
 #[derive(Debug)]
 pub struct Interrupt {
-    line: Wake,
+    line: EventFd,
     status: AtomicU32,
     needs_reset: AtomicBool,
     guest_errors: AtomicU64,
@@ -26,7 +26,7 @@ impl Interrupt {
     /// When the process has no descriptors left.
     pub fn new() -> io::Result<Self> {
         Ok(Self {
-            line: Wake::new()?,
+            line: EventFd::new()?,
             status: AtomicU32::new(0),
             needs_reset: AtomicBool::new(false),
             guest_errors: AtomicU64::new(0),
@@ -35,7 +35,7 @@ impl Interrupt {
 
     /// The descriptor to be tied to an interrupt line of the machine.
     #[must_use]
-    pub fn line(&self) -> &Wake {
+    pub fn line(&self) -> &EventFd {
         &self.line
     }
 
@@ -86,6 +86,6 @@ impl Interrupt {
 
     fn raise(&self, bit: u32) {
         self.status.fetch_or(bit, Ordering::SeqCst);
-        self.line.wake();
+        self.line.signal();
     }
 }

@@ -6,7 +6,8 @@ use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::interrupt::Interrupt;
-use super::queue::Virtqueue;
+use super::queue::{Budget, Chain, Malformed, QueueSpec, Verdict, Virtqueue};
+use crate::event::EventFd;
 use crate::machine::memory::{self, GuestMemory};
 
 pub const SIZE: u16 = 16;
@@ -18,6 +19,7 @@ pub const INDIRECT: u16 = 4;
 pub struct Driver {
     pub memory: GuestMemory,
     pub interrupt: Arc<Interrupt>,
+    pub notification: Arc<EventFd>,
     base: u64,
     next_descriptor: u16,
     available: u16,
@@ -33,6 +35,7 @@ impl Driver {
         Self {
             memory: memory.clone(),
             interrupt: Arc::new(Interrupt::new().unwrap()),
+            notification: Arc::new(EventFd::new().unwrap()),
             base,
             next_descriptor: 0,
             available: 0,
@@ -53,10 +56,15 @@ impl Driver {
     }
 
     pub fn queue(&self) -> Virtqueue {
-        self.queue_with_limit(1 << 20)
+        self.queue_as(QueueSpec {
+            size: SIZE,
+            max_chain_bytes: 1 << 20,
+            signal_every: 64,
+            malformed: Malformed::GiveBack,
+        })
     }
 
-    pub fn queue_with_limit(&self, max_bytes: usize) -> Virtqueue {
+    pub fn queue_as(&self, spec: QueueSpec) -> Virtqueue {
         let mut queue = Queue::new(SIZE).unwrap();
         queue.try_set_desc_table_address(GuestAddress(self.table())).unwrap();
         queue.try_set_avail_ring_address(GuestAddress(self.available_ring())).unwrap();
@@ -64,7 +72,18 @@ impl Driver {
         queue.set_event_idx(true);
         queue.set_ready(true);
         assert!(queue.is_valid(&self.memory));
-        Virtqueue::new(queue, self.memory.clone(), Arc::clone(&self.interrupt), max_bytes)
+        let (interrupt, notification) = (Arc::clone(&self.interrupt), Arc::clone(&self.notification));
+        Virtqueue::new(queue, spec, self.memory.clone(), interrupt, notification)
+    }
+
+    /// Whether the queue was notified since the last call, by whomever.
+    pub fn was_notified(&self) -> bool {
+        let was = rustix::event::poll(
+            &mut [rustix::event::PollFd::new(&*self.notification, rustix::event::PollFlags::IN)],
+            Some(&rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 }),
+        );
+        self.notification.clear();
+        was.unwrap() > 0
     }
 
     pub fn put(&self, address: u64, bytes: &[u8]) {
@@ -128,4 +147,14 @@ impl Driver {
         }
         all
     }
+}
+
+/// Takes the next well-formed chain of a queue for good.
+pub fn take(queue: &mut Virtqueue) -> Option<Chain> {
+    let mut taken = None;
+    queue.serve(&mut Budget::new(SIZE), |chain| {
+        taken = Some(std::mem::take(chain));
+        Verdict::LastKept
+    });
+    taken
 }

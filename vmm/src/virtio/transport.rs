@@ -2,14 +2,20 @@
 //!
 //! Whatever a driver does outside the order that the specification lays down is ignored and counted, so that a
 //! device only ever sees negotiated features and queues that were checked and cannot change any more.
+//!
+//! The registers belong to the processors, which reach them under a lock that is only held to look at them or change
+//! them; the device and its queues belong to a thread that is told of a start or a reset by an [`Order`]. Only a reset
+//! has to be waited for: afterwards the driver takes its memory back.
 
 use std::sync::Arc;
 
 use virtio_queue::{Queue, QueueT};
 
 use super::interrupt::Interrupt;
+use super::owner::{Order, Owner, Reset};
 use super::queue::Virtqueue;
-use super::{Device, F_EVENT_IDX, F_INDIRECT_DESC, F_VERSION_1};
+use super::{Description, F_EVENT_IDX, F_INDIRECT_DESC, F_VERSION_1};
+use crate::event::EventFd;
 use crate::machine::memory::GuestMemory;
 
 const MAGIC_VALUE: u64 = 0x00;
@@ -52,26 +58,20 @@ const FEATURES_OK: u32 = 8;
 const NEEDS_RESET: u32 = 64;
 const FAILED: u32 = 128;
 
-/// What a write led to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Outcome {
-    /// Nothing that others have to know.
-    Nothing,
-    /// The device has just become active.
-    Activated,
-}
-
 /// Registers of one device.
 pub struct Transport {
-    device: Box<dyn Device>,
+    device: Description,
     memory: GuestMemory,
     interrupt: Arc<Interrupt>,
+    notifications: Arc<[Arc<EventFd>]>,
+    owner: Owner,
     status: u32,
     device_features_sel: u32,
     driver_features_sel: u32,
     driver_features: u64,
     queue_sel: u32,
     queues: Vec<Queue>,
+    resetting: Option<Arc<Reset>>,
 }
 
 impl std::fmt::Debug for Transport {
@@ -81,42 +81,39 @@ impl std::fmt::Debug for Transport {
 }
 
 impl Transport {
-    /// A transport in its initial state.
+    /// A transport in its initial state, for a device whose queues are notified through `notifications`.
     #[must_use]
-    pub fn new(device: Box<dyn Device>, memory: GuestMemory, interrupt: Arc<Interrupt>) -> Self {
+    pub fn new(
+        device: Description,
+        memory: GuestMemory,
+        interrupt: Arc<Interrupt>,
+        notifications: Arc<[Arc<EventFd>]>,
+        owner: Owner,
+    ) -> Self {
         let mut transport = Self {
             device,
             memory,
             interrupt,
+            notifications,
+            owner,
             status: 0,
             device_features_sel: 0,
             driver_features_sel: 0,
             driver_features: 0,
             queue_sel: 0,
             queues: Vec::new(),
+            resetting: None,
         };
         transport.queues = transport.fresh_queues();
         transport
     }
 
-    /// The device.
-    pub fn device_mut(&mut self) -> &mut dyn Device {
-        self.device.as_mut()
-    }
-
-    /// The guest notified `queue`.
-    pub fn notified(&mut self, queue: usize) {
-        if self.is_active() && !self.interrupt.is_reset_needed() {
-            self.device.notified(queue);
-        }
-    }
-
     /// A read from the window. Registers are 32 bits wide; other widths read as zeros.
-    pub fn read(&self, offset: u64, data: &mut [u8]) {
+    pub fn read(&mut self, offset: u64, data: &mut [u8]) {
+        self.finish_reset();
         data.fill(0);
         if let Some(start) = offset.checked_sub(CONFIG) {
-            let config = self.device.config();
-            for (target, source) in data.iter_mut().zip(config.iter().skip(start as usize)) {
+            for (target, source) in data.iter_mut().zip(self.device.config.iter().skip(start as usize)) {
                 *target = *source;
             }
         } else if data.len() == 4 && offset.is_multiple_of(4) {
@@ -130,7 +127,7 @@ impl Transport {
         match offset {
             MAGIC_VALUE => MAGIC,
             VERSION => 2,
-            DEVICE_ID => self.device.id(),
+            DEVICE_ID => self.device.id,
             VENDOR_ID => VENDOR,
             DEVICE_FEATURES => match self.device_features_sel {
                 0 => low(self.offered()),
@@ -148,16 +145,26 @@ impl Transport {
         }
     }
 
-    /// A write to the window.
-    pub fn write(&mut self, offset: u64, data: &[u8]) -> Outcome {
+    /// A write to the window. The processor may not go on before the reset that is returned, if any, is done.
+    #[must_use]
+    pub fn write(&mut self, offset: u64, data: &[u8]) -> Option<Arc<Reset>> {
+        self.finish_reset();
         if let Some(start) = offset.checked_sub(CONFIG) {
-            self.device.write_config(start as usize, data);
-            return Outcome::Nothing;
+            self.write_config(start, data);
+            return None;
         }
         let Ok(value) = data.try_into().map(u32::from_le_bytes) else {
             self.interrupt.count_guest_error();
-            return Outcome::Nothing;
+            return None;
         };
+        if let Some(reset) = &self.resetting {
+            // A device that is being reset takes nothing else.
+            if (offset, value) == (STATUS, 0) {
+                return Some(Arc::clone(reset));
+            }
+            self.interrupt.count_guest_error();
+            return None;
+        }
         match offset {
             DEVICE_FEATURES_SEL => self.device_features_sel = value,
             DRIVER_FEATURES_SEL => self.driver_features_sel = value,
@@ -165,11 +172,23 @@ impl Transport {
             QUEUE_SEL => self.queue_sel = value,
             QUEUE_NUM | QUEUE_READY | QUEUE_DESC_LOW..=QUEUE_DEVICE_HIGH => self.set_up_queue(offset, value),
             INTERRUPT_ACK => self.interrupt.acknowledge(value),
-            STATUS => return self.set_status(value),
+            STATUS if value == 0 => return self.reset(),
+            STATUS => self.add_status(value),
             // A queue that exists is notified through a descriptor and never gets here.
             _ => self.interrupt.count_guest_error(),
         }
-        Outcome::Nothing
+        None
+    }
+
+    /// The driver may write one field; what it says there is believed by nobody.
+    fn write_config(&mut self, start: u64, data: &[u8]) {
+        let field = &self.device.writable_config;
+        if usize::try_from(start) == Ok(field.start)
+            && data.len() == field.len()
+            && let Some(target) = self.device.config.get_mut(field.clone())
+        {
+            target.copy_from_slice(data);
+        }
     }
 
     fn accept_features(&mut self, value: u32) {
@@ -204,16 +223,12 @@ impl Transport {
         }
     }
 
-    fn set_status(&mut self, value: u32) -> Outcome {
-        if value == 0 {
-            self.reset();
-            return Outcome::Nothing;
-        }
+    fn add_status(&mut self, value: u32) {
         let value = value & !NEEDS_RESET;
         let added = value & !self.status;
         if self.status & !value != 0 {
             self.interrupt.count_guest_error();
-            return Outcome::Nothing;
+            return;
         }
         let in_order = match added {
             0 => true,
@@ -225,14 +240,12 @@ impl Transport {
         };
         if !in_order {
             self.interrupt.count_guest_error();
-            return Outcome::Nothing;
+            return;
         }
         self.status |= added;
         if added == DRIVER_OK {
             self.activate();
-            return Outcome::Activated;
         }
-        Outcome::Nothing
     }
 
     fn features_are_acceptable(&self) -> bool {
@@ -244,39 +257,53 @@ impl Transport {
         let fresh = self.fresh_queues();
         let queues = std::mem::replace(&mut self.queues, fresh);
         let mut handed = Vec::with_capacity(queues.len());
-        for (index, mut queue) in queues.into_iter().enumerate() {
+        let shown = self.queues.iter_mut().zip(&self.device.queues).zip(self.notifications.iter());
+        for (mut queue, ((shown, spec), notification)) in queues.into_iter().zip(shown) {
             // The registers keep showing what the driver set.
-            if let Some(shown) = self.queues.get_mut(index) {
-                shown.set_ready(queue.ready());
-            }
+            shown.set_ready(queue.ready());
             queue.set_event_idx(event_idx);
             handed.push(queue.ready().then(|| {
-                let max_bytes = self.device.max_chain_bytes(index);
-                Virtqueue::new(queue, self.memory.clone(), Arc::clone(&self.interrupt), max_bytes)
+                let (interrupt, notification) = (Arc::clone(&self.interrupt), Arc::clone(notification));
+                Virtqueue::new(queue, *spec, self.memory.clone(), interrupt, notification)
             }));
         }
-        self.device.activate(self.driver_features, handed);
+        (self.owner.order)(Order::Activate { features: self.driver_features, queues: handed });
     }
 
-    fn reset(&mut self) {
-        if self.is_active() {
-            self.device.reset();
+    fn reset(&mut self) -> Option<Arc<Reset>> {
+        if self.status & DRIVER_OK == 0 {
+            // The device's thread has nothing of the driver's.
+            self.interrupt.reset();
+            self.clear();
+            return None;
         }
+        let reset = Arc::new(Reset::new(&self.owner));
+        self.resetting = Some(Arc::clone(&reset));
+        (self.owner.order)(Order::Reset(Arc::clone(&reset)));
+        Some(reset)
+    }
+
+    /// Shows the state after a reset once it is done; until then the status is what it was (virtio 1.3 §2.1).
+    fn finish_reset(&mut self) {
+        if self.resetting.take_if(|reset| reset.is_done()).is_some() {
+            self.clear();
+        }
+    }
+
+    fn clear(&mut self) {
         self.status = 0;
         self.device_features_sel = 0;
         self.driver_features_sel = 0;
         self.driver_features = 0;
         self.queue_sel = 0;
         self.queues = self.fresh_queues();
-        self.interrupt.reset();
-    }
-
-    fn is_active(&self) -> bool {
-        self.status & DRIVER_OK != 0
+        if let Some(field) = self.device.config.get_mut(self.device.writable_config.clone()) {
+            field.fill(0);
+        }
     }
 
     fn offered(&self) -> u64 {
-        self.device.features() | F_VERSION_1 | F_EVENT_IDX | F_INDIRECT_DESC
+        self.device.features | F_VERSION_1 | F_EVENT_IDX | F_INDIRECT_DESC
     }
 
     fn selected(&self) -> Option<&Queue> {
@@ -285,7 +312,7 @@ impl Transport {
 
     /// Queues as they are after a reset. A device whose sizes are not powers of two gets none.
     fn fresh_queues(&self) -> Vec<Queue> {
-        self.device.queue_sizes().iter().filter_map(|size| Queue::new(*size).ok()).collect()
+        self.device.queues.iter().filter_map(|spec| Queue::new(spec.size).ok()).collect()
     }
 }
 

@@ -2,12 +2,17 @@
 
 use std::sync::mpsc::{Receiver, channel};
 
-use kvm_ioctls::{Cap, Kvm};
+use std::time::Instant;
+
+use kvm_ioctls::{Cap, Kvm, VmFd};
+use vm_memory::{Bytes, GuestAddress};
 
 use super::*;
-use crate::machine::memory;
-use crate::virtio::rng::Rng;
-use crate::virtio::slot::Slot;
+use crate::event::{EventFd, Readiness, Registrar};
+use crate::machine::memory::{self, GuestMemory};
+use crate::virtio::queue::Virtqueue;
+use crate::virtio::thread::DeviceThread;
+use crate::virtio::{Description, Device};
 
 const CODE: u64 = 0x10_0000;
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -17,11 +22,48 @@ struct Bench {
     vcpus: Vcpus,
     events: Receiver<VcpuEvent>,
     shared: Arc<Shared>,
+    in_flight: Arc<AtomicBool>,
+    landed: Arc<EventFd>,
     _vm: VmFd,
+}
+
+/// A device with a request in flight that the test decides on.
+struct Busy {
+    in_flight: Arc<AtomicBool>,
+    landed: Arc<EventFd>,
+}
+
+impl Device for Busy {
+    fn describe(&self) -> Description {
+        Description { name: "busy", id: 42, ..Description::default() }
+    }
+
+    fn attach(&mut self, registrar: Registrar) -> std::io::Result<()> {
+        registrar.add_readable(&*self.landed, 0)
+    }
+
+    fn activate(&mut self, _features: u64, _queues: Vec<Option<Virtqueue>>) {}
+
+    fn reset(&mut self) {}
+
+    fn serve(&mut self, _queue: usize) {}
+
+    fn event(&mut self, _token: u32, _readiness: Readiness) {
+        self.landed.clear();
+    }
+
+    fn in_flight(&self) -> usize {
+        usize::from(self.in_flight.load(Ordering::SeqCst))
+    }
 }
 
 /// A machine with one processor about to run `code`, or `None`, with a reason printed, if this host cannot.
 fn start(code: &[u8]) -> Option<Bench> {
+    start_with(code, false)
+}
+
+/// The same, with a request in flight at the device or without.
+fn start_with(code: &[u8], in_flight: bool) -> Option<Bench> {
     let skip = |step: &str, error: &dyn std::fmt::Display| {
         println!("skipped: {step}: {error}");
         None
@@ -42,22 +84,40 @@ fn start(code: &[u8]) -> Option<Bench> {
     }
     let supported = kvm.get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES).unwrap();
     let deadline = kvm.check_extension(Cap::TscDeadlineTimer);
-    let vcpu = match create(&vm, 0, 1, &supported, deadline) {
+    let vcpu = match setup::create(&vm, 0, 1, &supported, deadline) {
         Ok(vcpu) => vcpu,
         Err(error) => return skip("no processor", &error),
     };
-    enter_kernel(&vcpu, &memory, GuestAddress(CODE)).unwrap();
-    let slot = Slot::new(Box::new(Rng::default()), memory.clone()).unwrap();
+    setup::enter_kernel(&vcpu, &memory, GuestAddress(CODE)).unwrap();
+    let gate = Arc::new(Gate::default());
+    let look_again = Arc::clone(&gate);
+    let completed: Arc<dyn Fn() + Send + Sync> = Arc::new(move || look_again.look_again());
+    let (in_flight, landed) = (Arc::new(AtomicBool::new(in_flight)), Arc::new(EventFd::new().unwrap()));
+    let busy = Busy { in_flight: Arc::clone(&in_flight), landed: Arc::clone(&landed) };
+    let mut thread = DeviceThread::new("busy").unwrap();
+    let window = thread.add(Box::new(busy), &memory, &completed).unwrap();
+    thread.start(|error| panic!("{error}")).unwrap();
     let (sender, events) = channel();
     let report = Box::new(move |event| drop(sender.send(event)));
-    let shared = Arc::new(Shared::new(Bus::new(vec![Arc::new(slot)], None), report));
+    let shared = Arc::new(Shared::new(Bus::new(vec![Arc::new(window)], None), gate, report));
     let vcpus = Vcpus::start(vec![vcpu], &shared).unwrap();
-    Some(Bench { memory, vcpus, events, shared, _vm: vm })
+    Some(Bench { memory, vcpus, events, shared, in_flight, landed, _vm: vm })
 }
 
 impl Bench {
     fn event(&self) -> VcpuEvent {
         self.events.recv_timeout(PATIENCE).unwrap()
+    }
+
+    fn pause(&self) {
+        self.vcpus.pause();
+        loop {
+            // Of a pause that was over before it began there may be a word left.
+            assert!(matches!(self.event(), VcpuEvent::AtRest));
+            if self.vcpus.are_at_rest() {
+                return;
+            }
+        }
     }
 }
 
@@ -68,10 +128,11 @@ fn mark(mark: u8) -> Vec<u8> {
 
 #[test]
 fn marks_reach_the_owner() {
-    let Some(bench) = start(&[mark(1), mark(2)].concat()) else { return };
+    // A guest that repeats that it is ready is heard once.
+    let Some(bench) = start(&[mark(1), mark(1), mark(1), mark(2)].concat()) else { return };
     assert!(matches!(bench.event(), VcpuEvent::AgentReady));
     assert!(matches!(bench.event(), VcpuEvent::End(ExitReason::PowerOff)));
-    assert_eq!(bench.shared.exits.snapshot()["io_out"], 2);
+    assert_eq!(bench.shared.exits.snapshot()["io_out"], 4);
 }
 
 #[test]
@@ -95,21 +156,61 @@ fn a_device_window_is_read() {
 fn a_busy_processor_pauses_and_goes_on() {
     // inc dword [0x2000]; jmp back.
     let Some(bench) = start(&[0xff, 0x05, 0, 0x20, 0, 0, 0xeb, 0xf8]) else { return };
-    let counter = || bench.memory.read_obj::<u32>(GuestAddress(0x2000)).unwrap();
+    let counter = |bench: &Bench| bench.memory.read_obj::<u32>(GuestAddress(0x2000)).unwrap();
     let wait_for_change = || {
-        let (before, deadline) = (counter(), Instant::now() + PATIENCE);
-        while counter() == before {
+        let (before, deadline) = (counter(&bench), Instant::now() + PATIENCE);
+        while counter(&bench) == before {
             assert!(Instant::now() < deadline, "the processor does not run");
         }
     };
     for _ in 0..20 {
         wait_for_change();
-        bench.vcpus.pause().unwrap();
-        let still = counter();
+        bench.pause();
+        let still = counter(&bench);
         std::thread::sleep(Duration::from_millis(2));
-        assert_eq!(counter(), still);
+        assert_eq!(counter(&bench), still);
         bench.vcpus.resume();
     }
     wait_for_change();
-    bench.vcpus.pause().unwrap();
+    let mut bench = bench;
+    assert!(bench.vcpus.end());
+    let still = counter(&bench);
+    std::thread::sleep(Duration::from_millis(2));
+    assert_eq!(counter(&bench), still);
+}
+
+/// `mov dword [ADDRESS], VALUE`.
+fn store(address: u32, value: u32) -> Vec<u8> {
+    [&[0xc7, 0x05][..], &address.to_le_bytes(), &value.to_le_bytes()].concat()
+}
+
+#[test]
+fn a_processor_that_waits_for_a_device_can_be_paused_and_ended() {
+    const WINDOW: u32 = 0xd000_0000;
+    let register = |offset, value| store(WINDOW + offset, value);
+    // Start the device and reset it, twice, each time with a note afterwards.
+    let begin = [(0x70, 1), (0x70, 3), (0x24, 1), (0x20, 1), (0x70, 11), (0x70, 15), (0x70, 0)];
+    let begin: Vec<u8> = begin.into_iter().flat_map(|(offset, value)| register(offset, value)).collect();
+    let code = [begin.clone(), store(0x2000, 1), mark(1), begin, store(0x2000, 2), mark(2)].concat();
+    let Some(mut bench) = start_with(&code, true) else { return };
+    let note = |bench: &Bench| bench.memory.read_obj::<u32>(GuestAddress(0x2000)).unwrap();
+    // It waits for the reset until the request has landed, but not for a pause.
+    for _ in 0..3 {
+        bench.pause();
+        assert_eq!(note(&bench), 0);
+        bench.vcpus.resume();
+    }
+    bench.in_flight.store(false, Ordering::SeqCst);
+    bench.landed.signal();
+    assert!(matches!(bench.event(), VcpuEvent::AgentReady));
+    // The second reset needs no waiting unless a request is in flight again.
+    assert!(matches!(bench.event(), VcpuEvent::End(ExitReason::PowerOff)));
+    assert_eq!(note(&bench), 2);
+    assert!(bench.vcpus.end());
+
+    let Some(mut bench) = start_with(&code, true) else { return };
+    bench.pause();
+    bench.vcpus.resume();
+    assert!(bench.vcpus.end(), "a machine ends, whatever its devices do");
+    assert_eq!(note(&bench), 0);
 }

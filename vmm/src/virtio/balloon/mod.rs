@@ -5,13 +5,11 @@
 
 use vm_memory::GuestAddress;
 
-use super::Device;
-use super::queue::{Chain, QueueBroken, Virtqueue};
+use super::queue::{Budget, Chain, Malformed, QueueSpec, Verdict, Virtqueue};
+use super::{Description, Device};
 use crate::machine::memory::{self, GuestMemory};
 
 const ID: u32 = 5;
-/// Inflate, deflate, free page reporting.
-const QUEUES: [u16; 3] = [128, 128, 128];
 const INFLATE: usize = 0;
 const DEFLATE: usize = 1;
 const REPORTING: usize = 2;
@@ -26,37 +24,19 @@ const PFN_SHIFT: u64 = 12;
 /// Most page frame numbers in one request; Linux sends 256.
 const MAX_PFNS: usize = 1024;
 
+/// Most bytes of memory in one report. Linux reports 32 blocks of at most 4 MiB at a time.
+const MAX_REPORT_BYTES: usize = 1 << 30;
+/// Requests before others get their turn; each may take the host a while.
+const BUDGET: u16 = 8;
+
+/// `num_pages` (wanted: none) and `actual` (told by the guest, believed by nobody).
+const CONFIG_BYTES: usize = 8;
+const ACTUAL: std::ops::Range<usize> = 4..8;
+
 /// The balloon device.
 #[derive(Debug, Default)]
 pub struct Balloon {
     queues: Vec<Option<Virtqueue>>,
-    chain: Chain,
-    /// `num_pages` (wanted: none) and `actual` (told by the guest, believed by nobody).
-    config: [u8; 8],
-}
-
-impl Balloon {
-    fn serve(&mut self, index: usize) -> Result<(), QueueBroken> {
-        let Some(Some(queue)) = self.queues.get_mut(index) else { return Ok(()) };
-        loop {
-            queue.pause_notifications();
-            while queue.pop(&mut self.chain)? {
-                let memory = queue.memory();
-                match index {
-                    INFLATE => inflate(memory, &self.chain),
-                    REPORTING => self.chain.writable.discard(),
-                    // Deflated pages come back by themselves when they are touched.
-                    _ => {}
-                }
-                queue.push_used(self.chain.head, 0)?;
-            }
-            if !queue.resume_notifications() {
-                break;
-            }
-        }
-        queue.signal();
-        Ok(())
-    }
 }
 
 /// Gives the pages back whose numbers the chain holds, neighbours together.
@@ -89,37 +69,20 @@ fn inflate(memory: &GuestMemory, chain: &Chain) {
 }
 
 impl Device for Balloon {
-    fn name(&self) -> &'static str {
-        "balloon"
-    }
-
-    fn id(&self) -> u32 {
-        ID
-    }
-
-    fn features(&self) -> u64 {
-        F_DEFLATE_ON_OOM | F_PAGE_REPORTING
-    }
-
-    fn queue_sizes(&self) -> &[u16] {
-        &QUEUES
-    }
-
-    fn max_chain_bytes(&self, queue: usize) -> usize {
-        // A report names the memory itself and may cover a good part of it.
-        if queue == REPORTING { usize::MAX } else { MAX_PFNS * 4 }
-    }
-
-    fn config(&self) -> &[u8] {
-        &self.config
-    }
-
-    fn write_config(&mut self, offset: usize, data: &[u8]) {
-        // Only `actual` is the driver's to write.
-        if offset == 4
-            && let (Some(actual), Ok(data)) = (self.config.get_mut(4..8), <[u8; 4]>::try_from(data))
-        {
-            actual.copy_from_slice(&data);
+    fn describe(&self) -> Description {
+        let queue = |max_chain_bytes| QueueSpec {
+            size: 128,
+            max_chain_bytes,
+            signal_every: 128,
+            malformed: Malformed::GiveBack,
+        };
+        Description {
+            name: "balloon",
+            id: ID,
+            features: F_DEFLATE_ON_OOM | F_PAGE_REPORTING,
+            queues: vec![queue(MAX_PFNS * 4), queue(MAX_PFNS * 4), queue(MAX_REPORT_BYTES)],
+            config: vec![0; CONFIG_BYTES],
+            writable_config: ACTUAL,
         }
     }
 
@@ -129,17 +92,21 @@ impl Device for Balloon {
 
     fn reset(&mut self) {
         self.queues.clear();
-        self.chain = Chain::default();
-        self.config = [0; 8];
     }
 
-    fn notified(&mut self, queue: usize) {
-        if matches!(queue, INFLATE | DEFLATE | REPORTING)
-            && self.serve(queue).is_err()
-            && let Some(broken) = self.queues.get_mut(queue)
-        {
-            *broken = None;
-        }
+    fn serve(&mut self, index: usize) {
+        let Some(Some(queue)) = self.queues.get_mut(index) else { return };
+        let memory = queue.memory().clone();
+        queue.serve(&mut Budget::new(BUDGET), |chain| {
+            match index {
+                INFLATE => inflate(&memory, chain),
+                REPORTING => chain.writable.discard(),
+                // Deflated pages come back by themselves when they are touched.
+                DEFLATE => {}
+                _ => {}
+            }
+            Verdict::Used(0)
+        });
     }
 }
 
@@ -165,16 +132,5 @@ mod tests {
             .filter(|page| memory.read_obj::<u8>(GuestAddress(page << PFN_SHIFT)).unwrap() == 1)
             .collect();
         assert_eq!(left, [298, 302, 303, 304, 305, 306, 307, 308, 309, 311]);
-    }
-
-    #[test]
-    fn the_driver_may_write_only_how_much_it_gave() {
-        let mut balloon = Balloon::default();
-        balloon.write_config(0, &[1, 2, 3, 4]);
-        balloon.write_config(6, &[1, 2, 3, 4]);
-        balloon.write_config(usize::MAX, &[1]);
-        assert_eq!(balloon.config(), [0; 8]);
-        balloon.write_config(4, &[1, 2, 3, 4]);
-        assert_eq!(balloon.config(), [0, 0, 0, 0, 1, 2, 3, 4]);
     }
 }

@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use super::Storage;
-use super::scratch::{read_or_zero, write_all, zero_range};
+use super::file::DiskFile;
+use super::{Patience, Storage};
 use crate::control::EXTENT_DISK_BYTES;
 use crate::virtio::buffers::Buffers;
 
@@ -55,20 +55,41 @@ pub enum ExtentError {
     TooMany,
 }
 
-#[derive(Debug)]
 struct Extent {
     length: u64,
-    file: File,
+    file: DiskFile,
     writable: bool,
+    /// Below `file`, so that the file is closed before anybody is told.
+    closed: Closed,
 }
 
-/// The extents of one disk, shared between the disk and whoever adds and removes them.
-///
-/// A removal waits for the request that is being served; afterwards the file is closed.
-#[derive(Debug, Clone)]
+/// Tells, when it is dropped, whoever removed the extent.
+#[derive(Default)]
+struct Closed(Mutex<Option<Box<dyn FnOnce() + Send>>>);
+
+impl Drop for Closed {
+    fn drop(&mut self) {
+        if let Some(tell) = self.0.get_mut().unwrap_or_else(PoisonError::into_inner).take() {
+            tell();
+        }
+    }
+}
+
+type Table = BTreeMap<u64, Arc<Extent>>;
+
+/// The extents of one disk, shared between the disk and whoever adds and removes them. A request works with the table
+/// as it found it, so that nobody waits for anybody.
+#[derive(Clone)]
 pub struct Extents {
-    table: Arc<RwLock<BTreeMap<u64, Extent>>>,
+    /// Held to take the table or to exchange it.
+    table: Arc<Mutex<Arc<Table>>>,
     read_only: bool,
+}
+
+impl std::fmt::Debug for Extents {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Extents").field("read_only", &self.read_only).finish_non_exhaustive()
+    }
 }
 
 impl Extents {
@@ -76,6 +97,10 @@ impl Extents {
     #[must_use]
     pub fn new(read_only: bool) -> Self {
         Self { table: Arc::default(), read_only }
+    }
+
+    fn table(&self) -> Arc<Table> {
+        Arc::clone(&self.table.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Maps `file` to `length` bytes from `offset` on.
@@ -91,7 +116,8 @@ impl Extents {
         }
         let end = offset.checked_add(length).filter(|end| *end <= EXTENT_DISK_BYTES);
         let end = end.ok_or(ExtentError::OutOfRange { offset, length })?;
-        let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
+        let mut shared = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut table = Table::clone(&shared);
         if table.len() >= MAX_EXTENTS {
             return Err(ExtentError::TooMany);
         }
@@ -101,17 +127,27 @@ impl Extents {
         {
             return Err(ExtentError::Overlap { offset, length, other: *other });
         }
-        table.insert(offset, Extent { length, file, writable });
+        let extent = Extent { length, file: DiskFile::new(file), writable, closed: Closed::default() };
+        table.insert(offset, Arc::new(extent));
+        *shared = Arc::new(table);
         Ok(())
     }
 
-    /// Takes the extent at `offset` off the disk and closes its file.
+    /// Takes the extent at `offset` off the disk. `closed` is called once its file is closed, which is when the requests
+    /// that were begun before have ended.
     ///
     /// # Errors
-    /// When no extent begins there.
-    pub fn remove(&self, offset: u64) -> Result<(), ExtentError> {
-        let removed = self.table.write().unwrap_or_else(PoisonError::into_inner).remove(&offset);
-        removed.map(drop).ok_or(ExtentError::Missing(offset))
+    /// When no extent begins there; `closed` is then never called.
+    pub fn remove(&self, offset: u64, closed: impl FnOnce() + Send + 'static) -> Result<(), ExtentError> {
+        let mut shared = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut table = Table::clone(&shared);
+        let removed = table.remove(&offset).ok_or(ExtentError::Missing(offset))?;
+        *removed.closed.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(closed));
+        let old = std::mem::replace(&mut *shared, Arc::new(table));
+        // Not under the lock: the last to let go of a file closes it, which may take its time.
+        drop(shared);
+        drop((old, removed));
+        Ok(())
     }
 
     /// Calls `act` with the extent that holds `[offset, offset + length)` whole and the offset within it.
@@ -121,21 +157,24 @@ impl Extents {
         length: u64,
         act: impl FnOnce(&Extent, u64) -> io::Result<T>,
     ) -> io::Result<T> {
-        let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
+        let table = self.table();
         let (start, extent) = table.range(..=offset).next_back().ok_or(io::ErrorKind::NotFound)?;
-        let within = offset.checked_sub(*start).ok_or(io::ErrorKind::NotFound)?;
+        let (start, extent) = (*start, Arc::clone(extent));
+        // Other extents are not this request's to keep open.
+        drop(table);
+        let within = offset.checked_sub(start).ok_or(io::ErrorKind::NotFound)?;
         let end = within.checked_add(length).ok_or(io::ErrorKind::NotFound)?;
         if end > extent.length {
             return Err(io::ErrorKind::NotFound.into());
         }
-        act(extent, within)
+        act(&extent, within)
     }
 
     fn with_writable(
         &self,
         offset: u64,
         length: u64,
-        act: impl FnOnce(&File, u64) -> io::Result<()>,
+        act: impl FnOnce(&DiskFile, u64) -> io::Result<()>,
     ) -> io::Result<()> {
         self.with(offset, length, |extent, within| {
             if !extent.writable {
@@ -155,29 +194,31 @@ impl Storage for Extents {
         self.read_only
     }
 
-    fn can_discard(&self) -> bool {
-        !self.read_only
+    fn read(&self, buffers: &Buffers, offset: u64, patience: Patience) -> io::Result<()> {
+        let length = buffers.len() as u64;
+        self.with(offset, length, |extent, within| extent.file.read(buffers, within, patience))
     }
 
-    fn read(&mut self, buffers: &Buffers, offset: u64) -> io::Result<()> {
-        self.with(offset, buffers.len() as u64, |extent, within| read_or_zero(&extent.file, buffers, within))
+    fn write(&self, buffers: &Buffers, offset: u64, patience: Patience) -> io::Result<()> {
+        let length = buffers.len() as u64;
+        self.with_writable(offset, length, |file, within| file.write(buffers, within, patience))
     }
 
-    fn write(&mut self, buffers: &Buffers, offset: u64) -> io::Result<()> {
-        self.with_writable(offset, buffers.len() as u64, |file, within| write_all(file, buffers, within))
+    fn flush(&self, patience: Patience) -> io::Result<()> {
+        let mut writable: Vec<_> = self.table().values().filter(|extent| extent.writable).cloned().collect();
+        if patience == Patience::None && !writable.is_empty() {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        writable.drain(..).try_for_each(|extent| extent.file.sync())
     }
 
-    fn flush(&mut self) -> io::Result<()> {
-        let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
-        table.values().filter(|extent| extent.writable).try_for_each(|extent| extent.file.sync_data())
+    fn discard(&self, offset: u64, length: u64) -> io::Result<()> {
+        // A volume may be a block device, which does not know every way of giving space back.
+        self.write_zeroes(offset, length, true)
     }
 
-    fn discard(&mut self, offset: u64, length: u64) -> io::Result<()> {
-        self.with_writable(offset, length, |file, within| zero_range(file, within, length, true))
-    }
-
-    fn write_zeroes(&mut self, offset: u64, length: u64, unmap: bool) -> io::Result<()> {
-        self.with_writable(offset, length, |file, within| zero_range(file, within, length, unmap))
+    fn write_zeroes(&self, offset: u64, length: u64, unmap: bool) -> io::Result<()> {
+        self.with_writable(offset, length, |file, within| file.write_zeroes(within, length, unmap))
     }
 }
 
@@ -210,47 +251,73 @@ mod tests {
         assert!(matches!(add(EXTENT_DISK_BYTES, 4096), Err(ExtentError::OutOfRange { .. })));
         assert!(matches!(add(u64::MAX - 4095, 4096), Err(ExtentError::OutOfRange { .. })));
         assert_eq!(extents.add(1 << 30, 4096, file(b""), true), Err(ExtentError::ReadOnlyDisk));
-        assert_eq!(extents.remove(4096), Err(ExtentError::Missing(4096)));
-        assert_eq!(extents.remove(8192), Ok(()));
+        assert_eq!(extents.remove(4096, || {}), Err(ExtentError::Missing(4096)));
+        assert_eq!(extents.remove(8192, || {}), Ok(()));
         assert_eq!(add(8192, 4096), Ok(()));
     }
 
     #[test]
     fn reads_outside_an_extent_fail_and_a_short_file_reads_as_zeros() {
         let memory = memory::allocate(64).unwrap();
-        let mut extents = Extents::new(true);
+        let extents = Extents::new(true);
         extents.add(4096, 4096, file(b"layer"), false).unwrap();
         let mut buffers = Buffers::new();
         assert!(buffers.push(&memory, GuestAddress(0x1000), 512));
         memory.write_slice(&[0xff; 512], GuestAddress(0x1000)).unwrap();
-        extents.read(&buffers, 4096).unwrap();
+        extents.read(&buffers, 4096, Patience::Any).unwrap();
         let mut read = [0; 512];
         buffers.read(0, &mut read);
         assert_eq!(&read[..6], b"layer\0");
         assert!(read[6..].iter().all(|byte| *byte == 0));
-        assert!(extents.read(&buffers, 0).is_err());
-        assert!(extents.read(&buffers, 4096 - 256).is_err());
-        assert!(extents.read(&buffers, 8192 - 256).is_err());
-        assert!(extents.read(&buffers, 8192).is_err());
-        assert!(extents.write(&buffers, 4096).is_err());
-        extents.remove(4096).unwrap();
-        assert!(extents.read(&buffers, 4096).is_err());
+        assert!(extents.read(&buffers, 0, Patience::Any).is_err());
+        assert!(extents.read(&buffers, 4096 - 256, Patience::Any).is_err());
+        assert!(extents.read(&buffers, 8192 - 256, Patience::Any).is_err());
+        assert!(extents.read(&buffers, 8192, Patience::Any).is_err());
+        assert!(extents.write(&buffers, 4096, Patience::Any).is_err());
+        extents.remove(4096, || {}).unwrap();
+        assert!(extents.read(&buffers, 4096, Patience::Any).is_err());
+    }
+
+    #[test]
+    fn nobody_waits_for_a_request_and_a_removal_is_told_when_the_file_is_closed() {
+        let extents = Extents::new(true);
+        extents.add(0, 4096, file(b""), false).unwrap();
+        extents.add(8192, 4096, file(b""), false).unwrap();
+        let told = Arc::new(Mutex::new(Vec::new()));
+        let tell = |what| {
+            let told = Arc::clone(&told);
+            move || told.lock().unwrap().push(what)
+        };
+        // In the middle of a request.
+        let result = extents.with(0, 512, |_, _| {
+            extents.add(16384, 4096, file(b""), false).unwrap();
+            extents.remove(0, tell("first")).unwrap();
+            extents.remove(8192, tell("second")).unwrap();
+            assert_eq!(*told.lock().unwrap(), ["second"], "a request holds its own extent only");
+            assert!(extents.with(0, 512, |_, _| Ok(())).is_err());
+            extents.add(0, 4096, file(b""), false).unwrap();
+            Ok(())
+        });
+        result.unwrap();
+        assert_eq!(*told.lock().unwrap(), ["second", "first"]);
+        assert_eq!(extents.remove(4096, tell("never")), Err(ExtentError::Missing(4096)));
+        assert_eq!(told.lock().unwrap().len(), 2);
     }
 
     #[test]
     fn a_writable_extent_takes_writes_and_zeroes() {
         let memory = memory::allocate(64).unwrap();
-        let mut extents = Extents::new(false);
+        let extents = Extents::new(false);
         let backing = file(&[1; 4096]);
         extents.add(0, 4096, backing.try_clone().unwrap(), true).unwrap();
         extents.add(4096, 4096, file(b""), false).unwrap();
         let mut buffers = Buffers::new();
         assert!(buffers.push(&memory, GuestAddress(0x1000), 512));
         buffers.write(0, b"volume");
-        extents.write(&buffers, 512).unwrap();
-        assert!(extents.write(&buffers, 4096).is_err());
+        extents.write(&buffers, 512, Patience::Any).unwrap();
+        assert!(extents.write(&buffers, 4096, Patience::Any).is_err());
         extents.write_zeroes(1024, 512, false).unwrap();
-        extents.flush().unwrap();
+        extents.flush(Patience::Any).unwrap();
         let mut read = [9; 2048];
         std::os::unix::fs::FileExt::read_exact_at(&backing, &mut read, 0).unwrap();
         assert_eq!(

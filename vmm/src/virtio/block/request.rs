@@ -50,14 +50,14 @@ pub enum Kind {
     WriteZeroes,
     /// Tell the serial number.
     Identify,
-    /// A known type with impossible parameters.
+    /// No whole header, or a known type with impossible parameters.
     Invalid,
     /// A type that is not offered.
     Unknown,
 }
 
-/// A request, as far as it can be answered at all.
-#[derive(Debug, PartialEq, Eq)]
+/// A request that has room for an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Request {
     /// What to do with the data.
     pub kind: Kind,
@@ -66,41 +66,52 @@ pub struct Request {
 }
 
 impl Request {
-    /// Reads a request from `chain` and gathers its data in `data`. `None` if the chain has no room for a status or
-    /// no header: there is nothing to answer.
+    /// Reads a request from `chain` and gathers its data in `data`. `None` if the chain has no room for a status: there
+    /// is no place for an answer. A request without a whole header, or larger than `most` bytes, is invalid.
     #[must_use]
-    pub fn parse(chain: &Chain, capacity: u64, data: &mut Buffers) -> Option<Self> {
+    pub fn parse(chain: &Chain, capacity: u64, most: usize, data: &mut Buffers) -> Option<Self> {
         let status_offset = chain.writable.len().checked_sub(1)?;
+        data.clear();
+        let kind = Self::kind(chain, status_offset, capacity, most, data).unwrap_or(Kind::Invalid);
+        Some(Self { kind, status_offset })
+    }
+
+    fn kind(
+        chain: &Chain,
+        status_offset: usize,
+        capacity: u64,
+        most: usize,
+        data: &mut Buffers,
+    ) -> Option<Kind> {
         let mut header = [0; HEADER_BYTES];
-        if chain.readable.read(0, &mut header) < HEADER_BYTES {
-            return None;
-        }
+        chain.readable.read(0, &mut header);
+        let readable = chain.readable.len().checked_sub(HEADER_BYTES)?;
         let kind = u32::from_le_bytes(header.first_chunk().copied()?);
         let sector = u64::from_le_bytes(header.last_chunk().copied()?);
-        let readable = chain.readable.len() - HEADER_BYTES;
-        data.clear();
-        let kind = match kind {
+        if readable.max(status_offset) > most {
+            return None;
+        }
+        match kind {
             TYPE_IN => {
                 chain.writable.slice_into(0, status_offset, data);
-                extent(sector, status_offset, capacity).map_or(Kind::Invalid, |offset| Kind::Read { offset })
+                extent(sector, status_offset, capacity).map(|offset| Kind::Read { offset })
             }
             TYPE_OUT => {
                 chain.readable.slice_into(HEADER_BYTES, readable, data);
-                extent(sector, readable, capacity).map_or(Kind::Invalid, |offset| Kind::Write { offset })
+                extent(sector, readable, capacity).map(|offset| Kind::Write { offset })
             }
-            TYPE_FLUSH => Kind::Flush,
+            TYPE_FLUSH => Some(Kind::Flush),
             TYPE_GET_ID if status_offset >= SERIAL_BYTES => {
                 chain.writable.slice_into(0, status_offset, data);
-                Kind::Identify
+                Some(Kind::Identify)
             }
-            TYPE_GET_ID => Kind::Invalid,
+            TYPE_GET_ID => None,
             TYPE_DISCARD | TYPE_WRITE_ZEROES => {
                 chain.readable.slice_into(HEADER_BYTES, readable, data);
-                if kind == TYPE_DISCARD { Kind::Discard } else { Kind::WriteZeroes }
+                Some(if kind == TYPE_DISCARD { Kind::Discard } else { Kind::WriteZeroes })
             }
-            _ => Kind::Unknown,
-        };
-        Some(Self { kind, status_offset })
+            _ => Some(Kind::Unknown),
+        }
     }
 }
 

@@ -4,16 +4,16 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 
-use rustix::fs::FallocateFlags;
-
-use super::Storage;
+use super::file::DiskFile;
 use super::request::SECTOR;
+use super::{Patience, Storage};
 use crate::virtio::buffers::Buffers;
 
-/// A raw, sparse file as a disk. Its contents are the guest's alone and never interpreted.
+/// A raw, sparse file as a disk. Its contents are the guest's alone, never interpreted, and gone with the machine: a
+/// flush has only to order writes, which every later read sees anyway, and never reaches the node's disk.
 #[derive(Debug)]
 pub struct Scratch {
-    file: File,
+    file: DiskFile,
     capacity: u64,
 }
 
@@ -29,7 +29,7 @@ impl Scratch {
         } else {
             metadata.size()
         };
-        Ok(Self { file, capacity: size / SECTOR * SECTOR })
+        Ok(Self { file: DiskFile::new(file), capacity: size / SECTOR * SECTOR })
     }
 }
 
@@ -42,56 +42,23 @@ impl Storage for Scratch {
         false
     }
 
-    fn can_discard(&self) -> bool {
-        true
+    fn read(&self, buffers: &Buffers, offset: u64, patience: Patience) -> io::Result<()> {
+        self.file.read(buffers, offset, patience)
     }
 
-    fn read(&mut self, buffers: &Buffers, offset: u64) -> io::Result<()> {
-        read_or_zero(&self.file, buffers, offset)
+    fn write(&self, buffers: &Buffers, offset: u64, patience: Patience) -> io::Result<()> {
+        self.file.write(buffers, offset, patience)
     }
 
-    fn write(&mut self, buffers: &Buffers, offset: u64) -> io::Result<()> {
-        write_all(&self.file, buffers, offset)
+    fn flush(&self, _patience: Patience) -> io::Result<()> {
+        Ok(())
     }
 
-    fn flush(&mut self) -> io::Result<()> {
-        self.file.sync_data()
+    fn discard(&self, offset: u64, length: u64) -> io::Result<()> {
+        self.file.discard(offset, length)
     }
 
-    fn discard(&mut self, offset: u64, length: u64) -> io::Result<()> {
-        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        Ok(rustix::fs::fallocate(&self.file, flags, offset, length)?)
+    fn write_zeroes(&self, offset: u64, length: u64, unmap: bool) -> io::Result<()> {
+        self.file.write_zeroes(offset, length, unmap)
     }
-
-    fn write_zeroes(&mut self, offset: u64, length: u64, unmap: bool) -> io::Result<()> {
-        zero_range(&self.file, offset, length, unmap)
-    }
-}
-
-/// Reads from a file; what the file lacks reads as zeros.
-pub(super) fn read_or_zero(file: &File, buffers: &Buffers, offset: u64) -> io::Result<()> {
-    let count = buffers.read_from_at(file, offset)?;
-    buffers.zero_from(count);
-    Ok(())
-}
-
-/// Writes everything or fails.
-pub(super) fn write_all(file: &File, buffers: &Buffers, offset: u64) -> io::Result<()> {
-    let count = buffers.write_to_at(file, offset)?;
-    if count < buffers.len() { Err(io::ErrorKind::WriteZero.into()) } else { Ok(()) }
-}
-
-/// Makes a range of a file read as zeros by the cheapest means that its file system has.
-pub(super) fn zero_range(file: &File, offset: u64, length: u64, unmap: bool) -> io::Result<()> {
-    let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-    let zero = FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE;
-    let tries = if unmap { [punch, zero] } else { [zero, punch] };
-    for flags in tries {
-        match rustix::fs::fallocate(file, flags, offset, length) {
-            Ok(()) => return Ok(()),
-            Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::INVAL) => {}
-            Err(errno) => return Err(errno.into()),
-        }
-    }
-    Err(io::ErrorKind::Unsupported.into())
 }

@@ -1,29 +1,25 @@
 //! The control queue: how many queue pairs the driver uses (virtio 1.3 §5.1.6.5).
 
-use crate::virtio::queue::{Chain, QueueBroken, Virtqueue};
+use crate::virtio::queue::{Budget, Chain, Verdict, Virtqueue};
 
 const CLASS_MQ: u8 = 4;
 const MQ_VQ_PAIRS_SET: u8 = 0;
 const OK: u8 = 0;
 const ERROR: u8 = 1;
 
-/// Answers all commands; returns the number of pairs that the driver asked for last, 1 to `most`.
-pub fn serve(queue: &mut Virtqueue, most: usize) -> Result<Option<usize>, QueueBroken> {
-    let mut chain = Chain::default();
+/// Most commands per call.
+const BUDGET: u16 = 16;
+
+/// Answers commands; returns the number of pairs that the driver asked for last, 1 to `most`.
+pub fn serve(queue: &mut Virtqueue, most: usize) -> Option<usize> {
     let mut pairs = None;
-    loop {
-        while queue.pop(&mut chain)? {
-            let wanted = parse(&chain, most);
-            pairs = wanted.or(pairs);
-            let written = chain.writable.write(0, &[if wanted.is_some() { OK } else { ERROR }]);
-            queue.push_used(chain.head, u32::try_from(written).unwrap_or(0))?;
-        }
-        if !queue.resume_notifications() {
-            break;
-        }
-    }
-    queue.signal();
-    Ok(pairs)
+    queue.serve(&mut Budget::new(BUDGET), |chain| {
+        let wanted = parse(chain, most);
+        pairs = wanted.or(pairs);
+        let written = chain.writable.write(0, &[if wanted.is_some() { OK } else { ERROR }]);
+        Verdict::Used(u32::try_from(written).unwrap_or(0))
+    });
+    pairs
 }
 
 /// The number of pairs that a command asks for, if it is one that exists.

@@ -10,18 +10,20 @@ mod transmit;
 
 use std::io;
 
-use super::Device;
-use super::queue::{QueueBroken, Virtqueue};
-use crate::event::{Readiness, Registrar, Wake};
+use super::queue::{Malformed, QueueSpec, Virtqueue};
+use super::{Description, Device};
+use crate::event::{Readiness, Registrar};
 use receive::Receiver;
 use tap::Tap;
-use transmit::Transmitter;
+use transmit::transmit;
 
 const ID: u32 = 1;
 const QUEUE_SIZE: u16 = 256;
 const CONTROL_QUEUE_SIZE: u16 = 16;
-/// Token of [`Net::again`]; the taps count from 0.
-const AGAIN: u32 = 0x100;
+/// Most bytes of a chain. Receive buffers may be as large as the driver likes; a frame never is.
+const MAX_CHAIN_BYTES: usize = 1 << 20;
+/// Frames after which the guest hears of them, even while there are more.
+const SIGNAL_EVERY: u16 = 64;
 /// `struct virtio_net_hdr_v1`, in front of each frame.
 pub const HEADER_BYTES: usize = 12;
 /// The largest frame, header included, that segmentation offload makes: 64 KiB of IP packet in Ethernet with a VLAN tag.
@@ -54,27 +56,21 @@ pub enum NetError {
         #[source]
         source: io::Error,
     },
-    /// The process has no descriptors left.
-    #[error("Cannot make an event descriptor for the guest's network")]
-    Wake(#[source] io::Error),
 }
 
 /// The network device.
 #[derive(Debug)]
 pub struct Net {
     taps: Vec<Tap>,
-    queue_sizes: Vec<u16>,
     features: u64,
     config: [u8; 12],
     active: Option<Active>,
-    /// Comes back to queues that were left with work to do.
-    again: Wake,
 }
 
 #[derive(Debug)]
 struct Active {
     receivers: Vec<Option<Receiver>>,
-    transmitters: Vec<Option<Transmitter>>,
+    transmitters: Vec<Option<Virtqueue>>,
     control: Option<Virtqueue>,
     /// Pairs that the driver uses; the tap's other queues are received by these in turn.
     pairs: usize,
@@ -104,58 +100,43 @@ impl Net {
             | F_HOST_ECN
             | F_MRG_RXBUF
             | F_STATUS;
-        let mut queue_sizes = vec![QUEUE_SIZE; taps.len() * 2];
         if taps.len() > 1 {
             features |= F_MQ | F_CTRL_VQ;
-            queue_sizes.push(CONTROL_QUEUE_SIZE);
         }
-        let again = Wake::new().map_err(NetError::Wake)?;
         let [m0, m1, m2, m3, m4, m5] = mac;
         let ([p0, p1], [t0, t1]) = (pairs.to_le_bytes(), mtu.to_le_bytes());
         // Address, status (link up), most queue pairs, MTU.
         let config = [m0, m1, m2, m3, m4, m5, 1, 0, p0, p1, t0, t1];
-        Ok(Self { taps, queue_sizes, features, config, active: None, again })
+        Ok(Self { taps, features, config, active: None })
     }
 
     /// Delivers what arrived at `tap`.
     fn receive(&mut self, tap: usize) {
         let Some(active) = &mut self.active else { return };
-        let Some(slot) = tap.checked_rem(active.pairs).and_then(|pair| active.receivers.get_mut(pair)) else {
-            return;
-        };
-        let (Some(receiver), Some(tap)) = (slot.as_mut(), self.taps.get(tap)) else { return };
-        match receiver.receive(tap) {
-            Ok(false) => {}
-            Ok(true) => self.again.wake(),
-            Err(QueueBroken) => *slot = None,
+        let receiver = tap.checked_rem(active.pairs).and_then(|pair| active.receivers.get_mut(pair));
+        if let (Some(Some(receiver)), Some(tap)) = (receiver, self.taps.get(tap)) {
+            receiver.receive(tap);
         }
     }
 
     fn transmit(&mut self, pair: usize) {
         let Some(active) = &mut self.active else { return };
-        let (Some(slot), Some(tap)) = (active.transmitters.get_mut(pair), self.taps.get(pair)) else {
-            return;
-        };
-        let Some(transmitter) = slot.as_mut() else { return };
-        match transmitter.transmit(tap) {
-            Ok(false) => {}
-            Ok(true) => self.again.wake(),
-            Err(QueueBroken) => *slot = None,
+        if let (Some(Some(queue)), Some(tap)) = (active.transmitters.get_mut(pair), self.taps.get(pair)) {
+            transmit(queue, tap);
         }
     }
 
-    fn control(&mut self) -> Result<(), QueueBroken> {
+    fn control(&mut self) {
         let most = self.taps.len();
-        let Some(active) = &mut self.active else { return Ok(()) };
-        let Some(queue) = &mut active.control else { return Ok(()) };
-        if let Some(pairs) = control::serve(queue, most)? {
+        let Some(active) = &mut self.active else { return };
+        let Some(queue) = &mut active.control else { return };
+        if let Some(pairs) = control::serve(queue, most) {
             active.pairs = pairs;
             // What waits in a tap queue may belong to another receiver now.
             for tap in 0..most {
                 self.receive(tap);
             }
         }
-        Ok(())
     }
 }
 
@@ -180,33 +161,28 @@ fn offloads(features: u64) -> u32 {
 }
 
 impl Device for Net {
-    fn name(&self) -> &'static str {
-        "net"
-    }
-
-    fn id(&self) -> u32 {
-        ID
-    }
-
-    fn features(&self) -> u64 {
-        self.features
-    }
-
-    fn queue_sizes(&self) -> &[u16] {
-        &self.queue_sizes
-    }
-
-    fn max_chain_bytes(&self, _queue: usize) -> usize {
-        // Receive buffers may be as large as the driver likes; a frame never is.
-        1 << 20
-    }
-
-    fn config(&self) -> &[u8] {
-        &self.config
+    fn describe(&self) -> Description {
+        let queue = |size| QueueSpec {
+            size,
+            max_chain_bytes: MAX_CHAIN_BYTES,
+            signal_every: SIGNAL_EVERY,
+            malformed: Malformed::GiveBack,
+        };
+        let mut queues = vec![queue(QUEUE_SIZE); self.taps.len() * 2];
+        if self.features & F_CTRL_VQ != 0 {
+            queues.push(queue(CONTROL_QUEUE_SIZE));
+        }
+        Description {
+            name: "net",
+            id: ID,
+            features: self.features,
+            queues,
+            config: self.config.into(),
+            ..Description::default()
+        }
     }
 
     fn attach(&mut self, registrar: Registrar) -> io::Result<()> {
-        registrar.add_readable(&self.again, AGAIN)?;
         (0u32..).zip(&self.taps).try_for_each(|(index, tap)| registrar.add_edges(tap, index))
     }
 
@@ -224,7 +200,7 @@ impl Device for Net {
         let mut queues = queues.into_iter();
         for _ in &self.taps {
             receivers.push(queues.next().flatten().map(|queue| Receiver::new(queue, mergeable, least)));
-            transmitters.push(queues.next().flatten().map(Transmitter::new));
+            transmitters.push(queues.next().flatten());
         }
         let control = queues.next().flatten();
         self.active = Some(Active { receivers, transmitters, control, pairs: 1 });
@@ -237,13 +213,9 @@ impl Device for Net {
         }
     }
 
-    fn notified(&mut self, queue: usize) {
+    fn serve(&mut self, queue: usize) {
         if queue == self.taps.len() * 2 {
-            if self.control().is_err()
-                && let Some(active) = &mut self.active
-            {
-                active.control = None;
-            }
+            self.control();
         } else if queue.is_multiple_of(2) {
             let pairs = self.active.as_ref().map_or(1, |active| active.pairs);
             // New buffers for a receiver: serve every tap queue that is its.
@@ -255,20 +227,18 @@ impl Device for Net {
         }
     }
 
-    fn ready(&mut self, token: u32, readiness: Readiness) {
-        if token == AGAIN {
-            self.again.clear();
-            for tap in 0..self.taps.len() {
-                self.receive(tap);
-                self.transmit(tap);
-            }
-            return;
-        }
+    fn event(&mut self, tap: u32, readiness: Readiness) {
         if readiness.readable {
-            self.receive(token as usize);
+            self.receive(tap as usize);
         }
         if readiness.writable {
-            self.transmit(token as usize);
+            self.transmit(tap as usize);
+        }
+    }
+
+    fn pause(&mut self) {
+        if let Some(active) = &mut self.active {
+            active.receivers.iter_mut().flatten().for_each(Receiver::pause);
         }
     }
 }

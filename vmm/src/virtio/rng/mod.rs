@@ -1,39 +1,23 @@
 //! Entropy from the host (virtio 1.3 §5.4).
 
-use super::Device;
 use super::buffers::Buffers;
-use super::queue::{Chain, QueueBroken, Virtqueue};
+use super::queue::{Budget, Malformed, QueueSpec, Verdict, Virtqueue};
+use super::{Description, Device};
 
 const ID: u32 = 4;
-const QUEUES: [u16; 1] = [64];
+const QUEUE: QueueSpec =
+    QueueSpec { size: 64, max_chain_bytes: 1 << 20, signal_every: 64, malformed: Malformed::GiveBack };
 
 /// Most random bytes per request. Guests ask for 64; a request that names the same page a thousand times over must
 /// not keep the host busy.
 const MAX_BYTES: usize = 4096;
+/// Requests before others get their turn.
+const BUDGET: u16 = 16;
 
 /// The entropy device.
 #[derive(Debug, Default)]
 pub struct Rng {
     queue: Option<Virtqueue>,
-    chain: Chain,
-}
-
-impl Rng {
-    fn serve(&mut self) -> Result<(), QueueBroken> {
-        let Some(queue) = &mut self.queue else { return Ok(()) };
-        loop {
-            queue.pause_notifications();
-            while queue.pop(&mut self.chain)? {
-                let written = fill(&self.chain.writable);
-                queue.push_used(self.chain.head, written)?;
-            }
-            if !queue.resume_notifications() {
-                break;
-            }
-        }
-        queue.signal();
-        Ok(())
-    }
 }
 
 /// Fills the start of `buffers` with random bytes; returns how many.
@@ -51,28 +35,8 @@ fn fill(buffers: &Buffers) -> u32 {
 }
 
 impl Device for Rng {
-    fn name(&self) -> &'static str {
-        "rng"
-    }
-
-    fn id(&self) -> u32 {
-        ID
-    }
-
-    fn features(&self) -> u64 {
-        0
-    }
-
-    fn queue_sizes(&self) -> &[u16] {
-        &QUEUES
-    }
-
-    fn max_chain_bytes(&self, _queue: usize) -> usize {
-        1 << 20
-    }
-
-    fn config(&self) -> &[u8] {
-        &[]
+    fn describe(&self) -> Description {
+        Description { name: "rng", id: ID, queues: vec![QUEUE], ..Description::default() }
     }
 
     fn activate(&mut self, _features: u64, queues: Vec<Option<Virtqueue>>) {
@@ -81,12 +45,11 @@ impl Device for Rng {
 
     fn reset(&mut self) {
         self.queue = None;
-        self.chain = Chain::default();
     }
 
-    fn notified(&mut self, _queue: usize) {
-        if self.serve().is_err() {
-            self.queue = None;
+    fn serve(&mut self, _queue: usize) {
+        if let Some(queue) = &mut self.queue {
+            queue.serve(&mut Budget::new(BUDGET), |chain| Verdict::Used(fill(&chain.writable)));
         }
     }
 }

@@ -2,64 +2,22 @@ use std::sync::Mutex;
 
 use super::*;
 use crate::machine::memory;
+use crate::virtio::queue::{Malformed, QueueSpec};
 
-/// What the device under the transport was told.
+const QUEUE: QueueSpec =
+    QueueSpec { size: 64, max_chain_bytes: 4096, signal_every: 1, malformed: Malformed::GiveBack };
+
+/// What the device's thread was told.
 #[derive(Debug, Default)]
-struct Seen {
+struct Told {
     activated: Vec<(u64, Vec<bool>)>,
-    resets: usize,
-    notified: Vec<usize>,
-    written: Vec<(usize, Vec<u8>)>,
-}
-
-struct Probe(Arc<Mutex<Seen>>);
-
-impl Device for Probe {
-    fn name(&self) -> &'static str {
-        "probe"
-    }
-
-    fn id(&self) -> u32 {
-        42
-    }
-
-    fn features(&self) -> u64 {
-        1 << 3
-    }
-
-    fn queue_sizes(&self) -> &[u16] {
-        &[64, 16]
-    }
-
-    fn max_chain_bytes(&self, _queue: usize) -> usize {
-        4096
-    }
-
-    fn config(&self) -> &[u8] {
-        &[1, 2, 3, 4, 5]
-    }
-
-    fn write_config(&mut self, offset: usize, data: &[u8]) {
-        self.0.lock().unwrap().written.push((offset, data.to_vec()));
-    }
-
-    fn activate(&mut self, features: u64, queues: Vec<Option<Virtqueue>>) {
-        let ready = queues.iter().map(Option::is_some).collect();
-        self.0.lock().unwrap().activated.push((features, ready));
-    }
-
-    fn reset(&mut self) {
-        self.0.lock().unwrap().resets += 1;
-    }
-
-    fn notified(&mut self, queue: usize) {
-        self.0.lock().unwrap().notified.push(queue);
-    }
+    resets: Vec<Arc<Reset>>,
+    completed: usize,
 }
 
 struct Bench {
     transport: Transport,
-    seen: Arc<Mutex<Seen>>,
+    told: Arc<Mutex<Told>>,
     interrupt: Arc<Interrupt>,
 }
 
@@ -69,20 +27,49 @@ impl Bench {
     }
 
     fn with(memory: GuestMemory) -> Self {
-        let seen = Arc::default();
+        let told: Arc<Mutex<Told>> = Arc::default();
+        let device = Description {
+            name: "probe",
+            id: 42,
+            features: 1 << 3,
+            queues: vec![QUEUE, QueueSpec { size: 16, ..QUEUE }],
+            config: vec![1, 2, 3, 4, 5],
+            writable_config: 3..5,
+        };
+        let (ordered, completed) = (Arc::clone(&told), Arc::clone(&told));
+        let owner = Owner {
+            order: Box::new(move |order| match order {
+                Order::Activate { features, queues } => {
+                    let ready = queues.iter().map(Option::is_some).collect();
+                    ordered.lock().unwrap().activated.push((features, ready));
+                }
+                Order::Reset(reset) => ordered.lock().unwrap().resets.push(reset),
+            }),
+            completed: Arc::new(move || completed.lock().unwrap().completed += 1),
+        };
         let interrupt = Arc::new(Interrupt::new().unwrap());
-        let transport = Transport::new(Box::new(Probe(Arc::clone(&seen))), memory, Arc::clone(&interrupt));
-        Self { transport, seen, interrupt }
+        let notifications = device.queues.iter().map(|_| Arc::new(EventFd::new().unwrap())).collect();
+        let transport = Transport::new(device, memory, Arc::clone(&interrupt), notifications, owner);
+        Self { transport, told, interrupt }
     }
 
-    fn get(&self, offset: u64) -> u32 {
+    fn get(&mut self, offset: u64) -> u32 {
         let mut data = [0xee; 4];
         self.transport.read(offset, &mut data);
         u32::from_le_bytes(data)
     }
 
-    fn put(&mut self, offset: u64, value: u32) -> Outcome {
-        self.transport.write(offset, &value.to_le_bytes())
+    /// Writes what nobody has to wait for.
+    fn put(&mut self, offset: u64, value: u32) {
+        assert!(self.transport.write(offset, &value.to_le_bytes()).is_none());
+    }
+
+    fn reset(&mut self) -> Option<Arc<Reset>> {
+        self.transport.write(STATUS, &[0; 4])
+    }
+
+    fn activations(&self) -> usize {
+        self.told.lock().unwrap().activated.len()
     }
 
     fn features(&mut self, features: u64) {
@@ -110,8 +97,8 @@ impl Bench {
         self.put(QUEUE_READY, 1);
     }
 
-    fn start(&mut self) -> Outcome {
-        self.put(STATUS, ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK)
+    fn start(&mut self) {
+        self.put(STATUS, ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK);
     }
 }
 
@@ -124,11 +111,8 @@ fn a_correct_driver_gets_its_device() {
     bench.negotiate();
     bench.queue(0, 32);
     assert_eq!((bench.get(QUEUE_NUM_MAX), bench.get(QUEUE_READY)), (64, 1));
-    assert_eq!(bench.start(), Outcome::Activated);
-    bench.transport.notified(0);
-    let seen = bench.seen.lock().unwrap();
-    assert_eq!(seen.activated, [(F_VERSION_1 | F_EVENT_IDX, vec![true, false])]);
-    assert_eq!(seen.notified, [0]);
+    bench.start();
+    assert_eq!(bench.told.lock().unwrap().activated, [(F_VERSION_1 | F_EVENT_IDX, vec![true, false])]);
     assert_eq!(bench.interrupt.guest_errors(), 0);
     assert_eq!(bench.get(QUEUE_READY), 1);
 }
@@ -146,10 +130,11 @@ fn status_bits_are_set_in_order_and_never_taken_back() {
     bench.put(STATUS, ACKNOWLEDGE);
     assert_eq!(bench.get(STATUS), ACKNOWLEDGE | DRIVER | FEATURES_OK);
     bench.put(STATUS, ACKNOWLEDGE | DRIVER | FEATURES_OK | FAILED);
-    assert_eq!(bench.start(), Outcome::Nothing, "a driver that failed has to reset first");
+    bench.start();
+    assert_eq!(bench.activations(), 0, "a driver that failed has to reset first");
     bench.put(STATUS, 0);
     assert_eq!(bench.get(STATUS), 0);
-    assert_eq!(bench.seen.lock().unwrap().resets, 0, "the device was never started");
+    assert!(bench.told.lock().unwrap().resets.is_empty(), "the device was never started");
 }
 
 #[test]
@@ -170,7 +155,7 @@ fn features_cannot_change_after_they_are_agreed_on() {
     bench.negotiate();
     bench.features(F_VERSION_1 | 1 << 3);
     bench.start();
-    assert_eq!(bench.seen.lock().unwrap().activated[0].0, F_VERSION_1 | F_EVENT_IDX);
+    assert_eq!(bench.told.lock().unwrap().activated[0].0, F_VERSION_1 | F_EVENT_IDX);
 }
 
 #[test]
@@ -241,8 +226,8 @@ fn queues_are_closed_to_change_except_between_features_and_start() {
     started.put(QUEUE_SEL, 0);
     started.put(QUEUE_READY, 0);
     assert_eq!(started.get(QUEUE_READY), 1);
-    assert_eq!(started.seen.lock().unwrap().activated.len(), 1);
-    assert_eq!(started.start(), Outcome::Nothing, "a device starts once");
+    started.start();
+    assert_eq!(started.activations(), 1, "a device starts once");
 }
 
 #[test]
@@ -251,19 +236,63 @@ fn a_reset_gives_everything_back_and_the_device_starts_again() {
     for round in 1..=3 {
         bench.negotiate();
         bench.queue(1, 16);
-        assert_eq!(bench.start(), Outcome::Activated);
+        bench.start();
+        assert_eq!(bench.activations(), round);
         bench.interrupt.queue_used();
         bench.interrupt.needs_reset();
         assert_ne!(bench.get(STATUS) & NEEDS_RESET, 0);
-        bench.transport.notified(1);
-        bench.put(STATUS, 0);
+        let reset = bench.reset().unwrap();
+        // What the device's thread does.
+        bench.interrupt.reset();
+        reset.complete();
         assert_eq!((bench.get(STATUS), bench.get(INTERRUPT_STATUS)), (0, 0));
         bench.put(QUEUE_SEL, 1);
         assert_eq!(bench.get(QUEUE_READY), 0);
-        bench.transport.notified(1);
-        let seen = bench.seen.lock().unwrap();
-        assert_eq!((seen.resets, seen.notified.len()), (round, 0));
+        let told = bench.told.lock().unwrap();
+        assert_eq!((told.resets.len(), told.completed), (round, round));
     }
+}
+
+#[test]
+fn a_device_that_is_being_reset_shows_so_and_takes_nothing_else() {
+    let mut bench = Bench::new();
+    bench.negotiate();
+    bench.queue(0, 16);
+    bench.start();
+    let before = bench.get(STATUS);
+    let reset = bench.reset().unwrap();
+    assert_eq!(bench.get(STATUS), before);
+    bench.put(QUEUE_SEL, 1);
+    bench.put(STATUS, ACKNOWLEDGE);
+    assert_eq!(bench.interrupt.guest_errors(), 2);
+    // A driver that asks again waits for the same reset.
+    assert!(Arc::ptr_eq(&bench.reset().unwrap(), &reset));
+    assert_eq!(bench.told.lock().unwrap().resets.len(), 1);
+    reset.complete();
+    assert_eq!(bench.get(STATUS), 0);
+    bench.put(STATUS, ACKNOWLEDGE);
+    assert_eq!(bench.get(STATUS), ACKNOWLEDGE);
+}
+
+#[test]
+fn the_driver_may_write_one_field_of_the_configuration_until_a_reset() {
+    let mut bench = Bench::new();
+    let mut write = |offset, data: &[u8]| {
+        assert!(bench.transport.write(CONFIG + offset, data).is_none());
+        let mut config = [0; 5];
+        bench.transport.read(CONFIG, &mut config);
+        config
+    };
+    for (offset, data) in
+        [(0, &[9, 9][..]), (3, &[9]), (3, &[9, 9, 9]), (4, &[9, 9]), (u64::MAX - CONFIG, &[9])]
+    {
+        assert_eq!(write(offset, data), [1, 2, 3, 4, 5], "{offset}");
+    }
+    assert_eq!(write(3, &[9, 8]), [1, 2, 3, 9, 8]);
+    bench.put(STATUS, 0);
+    let mut config = [0; 5];
+    bench.transport.read(CONFIG, &mut config);
+    assert_eq!(config, [1, 2, 3, 0, 0]);
 }
 
 #[test]
@@ -280,7 +309,7 @@ fn interrupts_are_acknowledged_bit_by_bit() {
 
 #[test]
 fn the_configuration_is_read_in_every_size_and_ends_in_zeros() {
-    let bench = Bench::new();
+    let mut bench = Bench::new();
     for size in 0..=9 {
         for offset in 0..=8 {
             let mut data = vec![0xee; size];
@@ -314,16 +343,16 @@ fn every_access_in_every_state_is_safe() {
                 for size in 0..=8usize {
                     let mut bench = Bench::with(memory.clone());
                     prepare(&mut bench);
-                    let before = bench.seen.lock().unwrap().activated.len();
+                    let before = bench.activations();
                     let mut data = vec![0; size];
                     for (target, byte) in data.iter_mut().zip(value.to_le_bytes()) {
                         *target = byte;
                     }
-                    let outcome = bench.transport.write(offset, &data);
+                    let reset = bench.transport.write(offset, &data);
                     bench.transport.read(offset, &mut data);
-                    bench.transport.notified(usize::MAX);
-                    let after = bench.seen.lock().unwrap().activated.len();
-                    assert_eq!(after > before, outcome == Outcome::Activated);
+                    // Only the reset of a started device is waited for.
+                    assert!(reset.is_none() || (before > 0 && offset == STATUS && value == 0 && size == 4));
+                    let after = bench.activations();
                     // Status bits are added one by one, so only a negotiated device can start, and 15 does it.
                     assert!(after == before || (offset == STATUS && value == 15 && size == 4));
                 }

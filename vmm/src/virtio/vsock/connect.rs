@@ -33,6 +33,7 @@ impl Vsock {
                     self.reply(id, Err(error));
                 }
             }
+            Command::WhenDrained(tell) => self.when_drained = Some(tell),
             Command::AgentReady => {
                 self.agent_ready = true;
                 let now = Instant::now();

@@ -12,7 +12,6 @@ use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rustix::time::{TimerfdClockId, TimerfdFlags};
 
@@ -22,13 +21,13 @@ use self::packet::{
     OP_RW, OP_SHUTDOWN, TYPE_STREAM,
 };
 use self::stream::{BUFFER_BYTES, State, Stream};
-use super::Device;
 use super::buffers::Buffers;
-use super::queue::{Chain, QueueBroken, Virtqueue};
+use super::queue::{Budget, Chain, Malformed, QueueSpec, Verdict, Virtqueue};
+use super::{Description, Device};
 use crate::event::{Mailbox, Readiness, Registrar};
 
 const ID: u32 = 19;
-/// To the guest, from the guest, events (of which there are none).
+/// Sizes of the queues: to the guest, from the guest, events (of which there are none).
 const QUEUES: [u16; 3] = [128, 128, 16];
 const TO_GUEST: usize = 0;
 const FROM_GUEST: usize = 1;
@@ -37,17 +36,15 @@ const FROM_GUEST: usize = 1;
 const MAX_STREAMS: usize = 1024;
 /// Resets for the guest that are held back until it offers buffers; then its own packets wait.
 const MAX_RESETS: usize = 256;
-/// Packets moved before other devices get their turn.
-const BUDGET: usize = 256;
+/// Packets moved one way before other devices get their turn.
+const BUDGET: u16 = 256;
 
 /// Host ports count up from here; the tokens of the streams' sockets are the ports.
 const FIRST_PORT: u32 = 0x4000_0000;
 const COMMANDS: u32 = 0;
 const TIMER: u32 = 1;
-const AGAIN: u32 = 2;
 
 /// A message for the device.
-#[derive(Debug)]
 pub enum Command {
     /// Connect `socket` to the guest's `port` and answer with `id`.
     Connect {
@@ -60,6 +57,18 @@ pub enum Command {
     },
     /// The guest's agent listens now.
     AgentReady,
+    /// Call this once, as soon as the host holds no byte back that the guest has sent.
+    WhenDrained(Box<dyn FnOnce() + Send>),
+}
+
+impl std::fmt::Debug for Command {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Connect { id, port, .. } => write!(f, "Connect({id}, port {port})"),
+            Self::AgentReady => f.write_str("AgentReady"),
+            Self::WhenDrained(_) => f.write_str("WhenDrained"),
+        }
+    }
 }
 
 /// How an attempt to connect ended; the error is a sentence.
@@ -75,11 +84,9 @@ pub struct Connected {
 pub struct Vsock {
     commands: Arc<Mailbox<Command>>,
     answer: Box<dyn Fn(Connected) + Send>,
-    backlog: Arc<AtomicUsize>,
+    when_drained: Option<Box<dyn FnOnce() + Send>>,
     timer: Option<OwnedFd>,
-    again: crate::event::Wake,
     registrar: Option<Registrar>,
-    config: [u8; 8],
     agent_ready: bool,
     to_guest: Option<Virtqueue>,
     from_guest: Option<Virtqueue>,
@@ -89,7 +96,6 @@ pub struct Vsock {
     waiting: VecDeque<u32>,
     resets: VecDeque<Header>,
     next_port: u32,
-    chain: Chain,
     data: Buffers,
     scratch: Buffers,
 }
@@ -101,24 +107,15 @@ impl std::fmt::Debug for Vsock {
 }
 
 impl Vsock {
-    /// A device that takes `commands` and gives its answers to `answer`. `backlog` always holds the number of bytes
-    /// from the guest that the host has not yet taken.
-    ///
-    /// # Errors
-    /// When the process has no descriptors left.
-    pub fn new(
-        commands: Arc<Mailbox<Command>>,
-        answer: Box<dyn Fn(Connected) + Send>,
-        backlog: Arc<AtomicUsize>,
-    ) -> io::Result<Self> {
-        Ok(Self {
+    /// A device that takes `commands` and gives its answers to `answer`.
+    #[must_use]
+    pub fn new(commands: Arc<Mailbox<Command>>, answer: Box<dyn Fn(Connected) + Send>) -> Self {
+        Self {
             commands,
             answer,
-            backlog,
+            when_drained: None,
             timer: None,
-            again: crate::event::Wake::new()?,
             registrar: None,
-            config: GUEST_CID.to_le_bytes(),
             agent_ready: false,
             to_guest: None,
             from_guest: None,
@@ -127,10 +124,9 @@ impl Vsock {
             waiting: VecDeque::new(),
             resets: VecDeque::new(),
             next_port: FIRST_PORT,
-            chain: Chain::default(),
             data: Buffers::new(),
             scratch: Buffers::new(),
-        })
+        }
     }
 
     /// Puts a stream into line if it has something for the guest, and forgets it if it is finished.
@@ -149,51 +145,43 @@ impl Vsock {
 
     /// Moves packets both ways until nothing moves or the budget is used up.
     fn pump(&mut self) {
-        if self.receive_packets().is_err() {
-            self.from_guest = None;
+        self.receive_packets();
+        let was_deaf = self.is_deaf();
+        self.send_packets();
+        if was_deaf
+            && !self.is_deaf()
+            && let Some(queue) = &self.from_guest
+        {
+            queue.serve_again();
         }
-        if self.send_packets().is_err() {
-            self.to_guest = None;
+        if self.when_drained.is_some()
+            && self.streams.values().all(|stream| stream.backlog() == 0)
+            && let Some(tell) = self.when_drained.take()
+        {
+            tell();
         }
-        let held = self.streams.values().map(Stream::backlog).sum();
-        self.backlog.store(held, Ordering::SeqCst);
     }
 
-    fn receive_packets(&mut self) -> Result<(), QueueBroken> {
-        let Some(mut queue) = self.from_guest.take() else { return Ok(()) };
-        let mut budget = BUDGET;
-        let mut any = false;
-        loop {
-            queue.pause_notifications();
-            while self.resets.len() < MAX_RESETS && queue.pop(&mut self.chain)? {
-                any = true;
-                self.receive_packet();
-                queue.push_used(self.chain.head, 0)?;
-                budget -= 1;
-                if budget == 0 {
-                    break;
-                }
+    /// A guest that does not take its resets is not listened to until it does.
+    fn is_deaf(&self) -> bool {
+        self.resets.len() >= MAX_RESETS
+    }
+
+    fn receive_packets(&mut self) {
+        let Some(mut queue) = self.from_guest.take() else { return };
+        queue.serve(&mut Budget::new(BUDGET), |chain| {
+            if self.is_deaf() {
+                return Verdict::PutBack;
             }
-            if budget == 0 {
-                self.again.wake();
-                break;
-            }
-            // A guest that does not take its resets is not listened to until it does.
-            if self.resets.len() >= MAX_RESETS || !queue.resume_notifications() {
-                break;
-            }
-        }
-        if any {
-            queue.signal();
-        }
+            self.receive_packet(chain);
+            Verdict::Used(0)
+        });
         self.from_guest = Some(queue);
-        Ok(())
     }
 
-    /// Handles the packet in `self.chain`.
-    fn receive_packet(&mut self) {
+    fn receive_packet(&mut self, chain: &Chain) {
         let mut bytes = [0; HEADER_BYTES];
-        if self.chain.readable.read(0, &mut bytes) < HEADER_BYTES {
+        if chain.readable.read(0, &mut bytes) < HEADER_BYTES {
             return;
         }
         let header = Header::parse(&bytes);
@@ -201,7 +189,7 @@ impl Vsock {
             return;
         }
         let length = header.len as usize;
-        let present = self.chain.readable.len() - HEADER_BYTES;
+        let present = chain.readable.len() - HEADER_BYTES;
         let port = header.dst_port;
         let known = self.streams.get_mut(&port).filter(|stream| {
             stream.guest_port() == header.src_port
@@ -222,7 +210,7 @@ impl Vsock {
             OP_RST if connecting => self.refused(port),
             OP_RST => stream.guest_reset(),
             OP_RW if !connecting && length <= present => {
-                self.chain.readable.slice_into(HEADER_BYTES, length, &mut self.data);
+                chain.readable.slice_into(HEADER_BYTES, length, &mut self.data);
                 if stream.receive(&self.data).is_err() {
                     stream.reset();
                 }
@@ -240,52 +228,37 @@ impl Vsock {
         self.queue_stream(port);
     }
 
-    fn send_packets(&mut self) -> Result<(), QueueBroken> {
-        let Some(mut queue) = self.to_guest.take() else { return Ok(()) };
-        let mut any = false;
-        let mut budget = BUDGET;
-        while !(self.resets.is_empty() && self.waiting.is_empty()) {
-            if budget == 0 {
-                self.again.wake();
-                break;
+    fn send_packets(&mut self) {
+        if self.resets.is_empty() && self.waiting.is_empty() {
+            return;
+        }
+        let Some(mut queue) = self.to_guest.take() else { return };
+        queue.serve(&mut Budget::new(BUDGET), |chain| {
+            if chain.writable.len() <= HEADER_BYTES {
+                // No room for a single byte of data: not a buffer that a driver offers.
+                return Verdict::Used(0);
             }
-            if !queue.pop(&mut self.chain)? {
-                if queue.resume_notifications() {
-                    continue;
-                }
-                break;
-            }
-            if self.chain.writable.len() < HEADER_BYTES {
-                queue.push_used(self.chain.head, 0)?;
-                continue;
-            }
-            let Some(header) = self.next_packet() else {
-                queue.undo_pop(1);
-                break;
-            };
-            self.chain.writable.write(0, &header.encode());
+            let Some(header) = self.next_packet(&chain.writable) else { return Verdict::PutBack };
+            chain.writable.write(0, &header.encode());
             let length = header.len.saturating_add(HEADER_BYTES as u32);
-            queue.push_used(self.chain.head, length)?;
-            any = true;
-            budget -= 1;
-        }
-        if any {
-            queue.signal();
-        }
+            if self.resets.is_empty() && self.waiting.is_empty() {
+                Verdict::LastUsed(length)
+            } else {
+                Verdict::Used(length)
+            }
+        });
         self.to_guest = Some(queue);
-        Ok(())
     }
 
-    /// The next packet in line, with its data behind the header's place in `self.chain`.
-    fn next_packet(&mut self) -> Option<Header> {
+    /// The next packet in line, with its data put behind the header's place in `buffer`.
+    fn next_packet(&mut self, buffer: &Buffers) -> Option<Header> {
         if let Some(reset) = self.resets.pop_front() {
-            if self.resets.len() == MAX_RESETS - 1 {
-                self.again.wake();
-            }
             return Some(reset);
         }
-        self.chain.writable.slice_into(HEADER_BYTES, usize::MAX, &mut self.data);
-        while let Some(port) = self.waiting.pop_front() {
+        buffer.slice_into(HEADER_BYTES, usize::MAX, &mut self.data);
+        // Each in line once: a stream that has nothing after all is not asked again here.
+        for _ in 0..self.waiting.len() {
+            let port = self.waiting.pop_front()?;
             let Some(stream) = self.streams.get_mut(&port) else { continue };
             stream.in_line = false;
             let packet = stream.next_packet(&self.data, &mut self.scratch);
@@ -300,29 +273,21 @@ impl Vsock {
 }
 
 impl Device for Vsock {
-    fn name(&self) -> &'static str {
-        "vsock"
-    }
-
-    fn id(&self) -> u32 {
-        ID
-    }
-
-    fn features(&self) -> u64 {
-        0
-    }
-
-    fn queue_sizes(&self) -> &[u16] {
-        &QUEUES
-    }
-
-    fn max_chain_bytes(&self, _queue: usize) -> usize {
-        // Drivers use 4 KiB one way and up to 64 KiB the other.
-        HEADER_BYTES + BUFFER_BYTES as usize
-    }
-
-    fn config(&self) -> &[u8] {
-        &self.config
+    fn describe(&self) -> Description {
+        let queue = |size| QueueSpec {
+            size,
+            // Drivers use 4 KiB one way and up to 64 KiB the other.
+            max_chain_bytes: HEADER_BYTES + BUFFER_BYTES as usize,
+            signal_every: 64,
+            malformed: Malformed::GiveBack,
+        };
+        Description {
+            name: "vsock",
+            id: ID,
+            queues: QUEUES.map(queue).into(),
+            config: GUEST_CID.to_le_bytes().into(),
+            ..Description::default()
+        }
     }
 
     fn attach(&mut self, registrar: Registrar) -> io::Result<()> {
@@ -332,7 +297,6 @@ impl Device for Vsock {
         )?;
         registrar.add_readable(&*self.commands, COMMANDS)?;
         registrar.add_readable(&timer, TIMER)?;
-        registrar.add_readable(&self.again, AGAIN)?;
         self.timer = Some(timer);
         self.registrar = Some(registrar);
         Ok(())
@@ -347,17 +311,25 @@ impl Device for Vsock {
     fn reset(&mut self) {
         self.to_guest = None;
         self.from_guest = None;
-        self.chain = Chain::default();
         self.resets.clear();
         self.waiting.clear();
-        // Open streams die with the driver that had them; attempts start over with the next.
-        self.streams.retain(|_, stream| stream.state() == State::Connecting);
-        self.streams.values_mut().for_each(|stream| stream.in_line = false);
+        // Open streams die with the driver that had them, but what it sent before still reaches the host; attempts
+        // start over with the next driver.
         let ports: Vec<u32> = self.streams.keys().copied().collect();
-        ports.into_iter().for_each(|port| self.request(port));
+        for port in ports {
+            let Some(stream) = self.streams.get_mut(&port) else { continue };
+            stream.in_line = false;
+            if stream.state() == State::Connecting {
+                stream.request();
+            } else {
+                stream.guest_reset();
+            }
+            self.queue_stream(port);
+        }
+        self.pump();
     }
 
-    fn notified(&mut self, queue: usize) {
+    fn serve(&mut self, queue: usize) {
         if matches!(queue, TO_GUEST | FROM_GUEST) {
             self.pump();
             if !self.attempts.is_empty() {
@@ -366,7 +338,7 @@ impl Device for Vsock {
         }
     }
 
-    fn ready(&mut self, token: u32, readiness: Readiness) {
+    fn event(&mut self, token: u32, readiness: Readiness) {
         match token {
             COMMANDS => {
                 for command in self.commands.receive() {
@@ -378,7 +350,6 @@ impl Device for Vsock {
                     let _ = rustix::io::read(timer, &mut [0; 8]);
                 }
             }
-            AGAIN => self.again.clear(),
             port => {
                 if let Some(stream) = self.streams.get_mut(&port) {
                     stream.socket_ready(readiness.readable, readiness.writable, readiness.closed);

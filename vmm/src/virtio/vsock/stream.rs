@@ -320,7 +320,13 @@ impl Stream {
         if scratch.is_empty() {
             return None;
         }
-        match scratch.receive_from(&self.socket) {
+        let received = loop {
+            match scratch.receive_from(&self.socket) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                received => break received,
+            }
+        };
+        match received {
             Ok(0) => {
                 self.host_finished = true;
                 // Whoever closed the other end altogether reads nothing any more.
@@ -334,7 +340,6 @@ impl Stream {
                 return Some(Header { len, ..self.packet(OP_RW) });
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.readable = false,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(_) => {
                 self.host_finished = true;
                 self.lose_host();

@@ -1,6 +1,7 @@
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::packet::{OP_REQUEST, SHUTDOWN_BOTH, SHUTDOWN_SEND};
 use super::*;
@@ -31,7 +32,7 @@ impl Guest {
         let answers = Arc::new(Mutex::new(Vec::new()));
         let taken = Arc::clone(&answers);
         let answer = Box::new(move |connected| taken.lock().unwrap().push(connected));
-        let mut vsock = Vsock::new(Arc::clone(&commands), answer, Arc::default()).unwrap();
+        let mut vsock = Vsock::new(Arc::clone(&commands), answer);
         let poller = Poller::new().unwrap();
         vsock.attach(poller.registrar(0)).unwrap();
         vsock.activate(0, vec![Some(to_guest.queue()), Some(from_guest.queue()), None]);
@@ -57,7 +58,7 @@ impl Guest {
                 return;
             }
             for event in events {
-                self.vsock.ready(event.token, event.readiness);
+                self.vsock.event(event.token, event.readiness);
             }
         }
     }
@@ -65,7 +66,7 @@ impl Guest {
     /// Packets that the guest got, with their data; their buffers are posted again.
     fn packets(&mut self) -> Vec<(Header, Vec<u8>)> {
         self.run();
-        self.vsock.notified(TO_GUEST);
+        self.vsock.serve(TO_GUEST);
         let mut packets = Vec::new();
         loop {
             let used = self.to_guest.used();
@@ -81,7 +82,7 @@ impl Guest {
                 self.post();
             }
             self.run();
-            self.vsock.notified(TO_GUEST);
+            self.vsock.serve(TO_GUEST);
         }
     }
 
@@ -90,7 +91,7 @@ impl Guest {
         self.from_guest.put(TX_DATA + HEADER_BYTES as u64, data);
         let length = (HEADER_BYTES + data.len()) as u32;
         self.from_guest.add(&[(TX_DATA, length)], &[]);
-        self.vsock.notified(FROM_GUEST);
+        self.vsock.serve(FROM_GUEST);
         assert_eq!(self.from_guest.used().len(), 1);
     }
 
@@ -199,9 +200,13 @@ fn a_host_that_does_not_read_holds_the_guest_back_and_loses_nothing() {
         guest.send(Header { len: chunk.len() as u32, ..Guest::answer_to(&request, OP_RW) }, &chunk);
         sent += chunk.len();
     }
-    assert!(guest.vsock.backlog.load(Ordering::SeqCst) > 0);
-    // The guest goes away; what it sent still arrives, whole.
-    guest.send(Guest::answer_to(&request, OP_RST), &[]);
+    let drained = Arc::new(AtomicBool::new(false));
+    let tell = Arc::clone(&drained);
+    guest.commands.send(Command::WhenDrained(Box::new(move || tell.store(true, Ordering::SeqCst))));
+    guest.run();
+    assert!(!drained.load(Ordering::SeqCst));
+    // The guest's driver goes away; what it sent still arrives, whole.
+    guest.vsock.reset();
     let reader = std::thread::spawn(move || {
         let mut all = Vec::new();
         host.read_to_end(&mut all).unwrap();
@@ -214,6 +219,7 @@ fn a_host_that_does_not_read_holds_the_guest_back_and_loses_nothing() {
     assert_eq!(all.len(), sent);
     assert!(all.iter().all(|byte| *byte == 7));
     assert!(guest.vsock.streams.is_empty());
+    assert!(drained.load(Ordering::SeqCst));
 }
 
 #[test]
@@ -251,6 +257,27 @@ fn the_guest_cannot_connect_and_cannot_speak_for_others() {
 }
 
 #[test]
+fn buffers_without_room_for_data_are_given_back_and_stop_nothing() {
+    let mut guest = Guest::new();
+    let (mut host, _) = guest.connect();
+    // Use up the good buffers, then offer some of exactly a header.
+    host.write_all(&[1; 8 * BUFFER as usize]).unwrap();
+    guest.run();
+    guest.vsock.serve(TO_GUEST);
+    assert_eq!(guest.to_guest.used().len(), 8);
+    for _ in 0..4 {
+        guest.to_guest.add(&[], &[(RX_DATA, HEADER_BYTES as u32)]);
+    }
+    host.write_all(b"more").unwrap();
+    guest.run();
+    guest.vsock.serve(TO_GUEST);
+    assert!(guest.to_guest.used().iter().all(|(_, length)| *length == 0));
+    guest.post();
+    guest.vsock.serve(TO_GUEST);
+    assert_eq!(guest.to_guest.used().len(), 1);
+}
+
+#[test]
 fn a_length_beyond_the_packet_resets_the_stream() {
     let mut guest = Guest::new();
     let (mut host, request) = guest.connect();
@@ -270,7 +297,7 @@ fn a_flood_of_requests_stops_being_read_until_the_guest_takes_its_resets() {
     let mut answered = 0;
     for _ in 0..MAX_RESETS + 100 {
         guest.from_guest.add(&[(TX_DATA, HEADER_BYTES as u32)], &[]);
-        guest.vsock.notified(FROM_GUEST);
+        guest.vsock.serve(FROM_GUEST);
         answered += guest.from_guest.used().len();
         if guest.vsock.resets.len() == MAX_RESETS {
             break;
@@ -279,10 +306,11 @@ fn a_flood_of_requests_stops_being_read_until_the_guest_takes_its_resets() {
     assert_eq!(guest.vsock.resets.len(), MAX_RESETS);
     assert_eq!(answered, MAX_RESETS + 8, "eight went into the posted buffers");
     guest.from_guest.add(&[(TX_DATA, HEADER_BYTES as u32)], &[]);
-    guest.vsock.notified(FROM_GUEST);
+    guest.vsock.serve(FROM_GUEST);
     assert!(guest.from_guest.used().is_empty());
     let resets = guest.packets().len();
     assert_eq!(resets, MAX_RESETS + 9);
+    assert!(guest.from_guest.was_notified(), "it is listened to again, even if the guest does nothing else");
 }
 
 #[test]
