@@ -71,6 +71,13 @@ fn pods_see_the_size_that_the_table_says() {
         let pod = host.pod().without_size().start();
         assert_size(&pod, 1, 512);
         assert_eq!(processor_limit(&pod), Some("25000 100000".to_owned()));
+        // The node's vector instructions, which kernels give up when the sizes of their states do not add up.
+        let flags = |text: &str| {
+            let line = text.lines().find(|line| line.starts_with("flags")).unwrap_or_default().to_owned();
+            ["xsave", "avx", "avx2"].map(|flag| line.split_whitespace().any(|word| word == flag))
+        };
+        let node = fs::read_to_string("/proc/cpuinfo").expect("the host has processors");
+        assert_eq!(flags(&pod.sh("cat /proc/cpuinfo").output()), flags(&node));
     }
     // 500 millis and 600 MiB, and 256 MiB that every pod gets on top: 0.5 vCPU and 1 GB.
     {

@@ -9,6 +9,7 @@ const FEATURES: u32 = 0x1;
 const CACHES_INTEL: u32 = 0x4;
 const PERFORMANCE: u32 = 0xa;
 const TOPOLOGY: u32 = 0xb;
+const EXTENDED_STATES: u32 = 0xd;
 const TOPOLOGY_V2: u32 = 0x1f;
 const SGX: u32 = 0x12;
 const EXTENDED_FEATURES: u32 = 0x8000_0001;
@@ -23,6 +24,7 @@ const TOPOLOGY_AMD_V2: u32 = 0x8000_0026;
 const ECX_VMX: u32 = 1 << 5;
 const ECX_X2APIC: u32 = 1 << 21;
 const ECX_TSC_DEADLINE: u32 = 1 << 24;
+const ECX_XSAVE: u32 = 1 << 26;
 const ECX_HYPERVISOR: u32 = 1 << 31;
 const EDX_HTT: u32 = 1 << 28;
 const ECX_PDCM: u32 = 1 << 15;
@@ -63,6 +65,15 @@ pub fn tailor(cpuid: &mut CpuId, id: u8, vcpus: u8, tsc_deadline: bool) {
             _ => {}
         }
     }
+}
+
+/// The extended states that a processor with these leaves has, as bits of XCR0; 0 without XSAVE.
+#[must_use]
+pub fn extended_states(cpuid: &CpuId) -> u64 {
+    let leaves = cpuid.as_slice();
+    let has_xsave = leaves.iter().any(|entry| entry.function == FEATURES && entry.ecx & ECX_XSAVE != 0);
+    let states = leaves.iter().find(|entry| entry.function == EXTENDED_STATES && entry.index == 0);
+    states.filter(|_| has_xsave).map_or(0, |entry| u64::from(entry.edx) << 32 | u64::from(entry.eax))
 }
 
 fn features(entry: &mut kvm_cpuid_entry2, apic_id: u32, cores: u32, tsc_deadline: bool) {
@@ -143,6 +154,19 @@ mod tests {
         assert_eq!(entry.ebx >> 24, 3);
         assert_eq!((entry.ebx >> 16) & 0xff, 4);
         assert_ne!(entry.edx & EDX_HTT, 0);
+    }
+
+    #[test]
+    fn extended_states_need_xsave() {
+        let entry =
+            |function, eax, ecx, edx| kvm_cpuid_entry2 { function, eax, ecx, edx, ..Default::default() };
+        let states = |ecx| {
+            let leaves = [entry(FEATURES, 0, ecx, 0), entry(EXTENDED_STATES, 0x207, 0, 1)];
+            extended_states(&CpuId::from_entries(&leaves).unwrap())
+        };
+        assert_eq!(states(ECX_XSAVE), 1 << 32 | 0x207);
+        assert_eq!(states(0), 0);
+        assert_eq!(extended_states(&CpuId::new(0).unwrap()), 0);
     }
 
     #[test]

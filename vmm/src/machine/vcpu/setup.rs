@@ -1,6 +1,6 @@
 //! Making processors and putting the first at the kernel's entry point.
 
-use kvm_bindings::{CpuId, Msrs, kvm_msr_entry, kvm_segment};
+use kvm_bindings::{CpuId, Msrs, kvm_msr_entry, kvm_segment, kvm_xcr, kvm_xcrs};
 use kvm_ioctls::{VcpuFd, VmFd};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
@@ -56,6 +56,7 @@ pub fn create(
     let mut cpuid = supported.clone();
     cpuid::tailor(&mut cpuid, id, vcpus, tsc_deadline);
     vcpu.set_cpuid2(&cpuid).map_err(kvm("set the features"))?;
+    enable_states(&vcpu, &cpuid).map_err(kvm("enable the extended states"))?;
     let msr = |index, data| kvm_msr_entry { index, data, ..Default::default() };
     let values = [msr(MSR_MTRR_DEFAULT_TYPE, MTRR_WRITE_BACK), msr(MSR_MISC_ENABLE, MISC_ENABLE_FAST_STRING)];
     if let Ok(msrs) = Msrs::from_entries(&values) {
@@ -70,6 +71,23 @@ pub fn create(
     }
     vcpu.set_lapic(&lapic).map_err(kvm("set the local APIC"))?;
     Ok(vcpu)
+}
+
+/// Enables all extended states (XCR0), as firmware may have left them; kernels set them anew before they use them.
+///
+/// KVM tells the guest the size of the enabled states (CPUID leaf 0xd) and learns of a change by intercepting XSETBV.
+/// An emulated host that does not know that interception, QEMU's up to 7.2, would go on telling the size of a processor
+/// that was just reset, take the guest's states away at the next exit, and make Linux give up XSAVE and with it AVX.
+fn enable_states(vcpu: &VcpuFd, cpuid: &CpuId) -> Result<(), kvm_ioctls::Error> {
+    let value = cpuid::extended_states(cpuid);
+    if value == 0 {
+        return Ok(());
+    }
+    let mut xcrs = kvm_xcrs { nr_xcrs: 1, ..Default::default() };
+    if let Some(first) = xcrs.xcrs.first_mut() {
+        *first = kvm_xcr { xcr: 0, value, ..Default::default() };
+    }
+    vcpu.set_xcrs(&xcrs)
 }
 
 /// Points the first processor at the kernel: 32 bits, protected, no paging (the PVH boot protocol).
