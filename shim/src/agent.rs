@@ -2,7 +2,7 @@
 
 use std::future::Future;
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
@@ -13,8 +13,9 @@ use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Code, Response, Status};
 
-use crate::error::bounded;
+use crate::error::{TaskError, bounded};
 use crate::machine::{Exit, Machine, MachineError};
+use crate::sync::lock;
 
 /// Longest message of the agent's that is passed on, in bytes.
 const MAX_MESSAGE: usize = 1024;
@@ -61,6 +62,19 @@ impl AgentError {
         match self {
             Self::Refused { code, .. } => Some(*code),
             _ => None,
+        }
+    }
+}
+
+impl From<AgentError> for TaskError {
+    fn from(error: AgentError) -> Self {
+        let message = error.to_string();
+        match error.code() {
+            Some(Code::NotFound) => Self::NotFound(message),
+            Some(Code::AlreadyExists) => Self::AlreadyExists(message),
+            Some(Code::FailedPrecondition) => Self::FailedPrecondition(message),
+            Some(Code::InvalidArgument) => Self::InvalidArgument(message),
+            _ => Self::Failed(message),
         }
     }
 }
@@ -193,7 +207,7 @@ fn client(machine: &Machine, first: Option<UnixStream>) -> AgentClient<Channel> 
     let first = Arc::new(Mutex::new(first));
     let connector = tower::service_fn(move |_: Uri| {
         let machine = machine.clone();
-        let first = first.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let first = lock(&first).take();
         async move {
             match first {
                 Some(stream) => Ok(stream),

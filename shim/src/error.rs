@@ -5,8 +5,6 @@ use std::fmt::Write;
 
 use ttrpc::Code;
 
-use crate::agent::AgentError;
-
 /// Longest error message sent to containerd, in bytes.
 const MAX_MESSAGE: usize = 4096;
 
@@ -50,19 +48,6 @@ impl TaskError {
             Self::InvalidArgument(_) => Code::INVALID_ARGUMENT,
             Self::Refused(_) | Self::Failed(_) => Code::UNKNOWN,
             Self::NotImplemented(_) => Code::UNIMPLEMENTED,
-        }
-    }
-}
-
-impl From<AgentError> for TaskError {
-    fn from(error: AgentError) -> Self {
-        let message = error.to_string();
-        match error.code() {
-            Some(tonic::Code::NotFound) => Self::NotFound(message),
-            Some(tonic::Code::AlreadyExists) => Self::AlreadyExists(message),
-            Some(tonic::Code::FailedPrecondition) => Self::FailedPrecondition(message),
-            Some(tonic::Code::InvalidArgument) => Self::InvalidArgument(message),
-            _ => Self::Failed(message),
         }
     }
 }

@@ -1,5 +1,7 @@
 //! What runs a pod dies at the worst moment: each death is seen as an exit and leaves nothing.
 
+use std::time::{Duration, Instant};
+
 use ravelin_tests::{Host, Pod, Run, eventually, images};
 
 #[test]
@@ -34,6 +36,32 @@ fn a_guest_whose_kernel_panics_is_seen_as_an_exit_and_cleaned_up() {
             log.lines().any(said).then_some(())
         });
     });
+}
+
+/// A machine that stands still is what a hung or hostile guest looks like: whatever it is asked, no answer comes.
+#[test]
+fn a_hung_machine_stalls_nobody_and_is_removed_when_that_is_asked_for() {
+    let Some(host) = Host::shared_with_ravelin() else { return };
+    let pod = host.pod().start();
+    let first = pod.container().idle().start();
+    let second = pod.container().idle().start();
+    let counted = |id: &str| {
+        !Run::crictl().args(["stats", "-o", "json", "--id", id]).json()["stats"][0]["cpu"].is_null()
+    };
+    eventually("the node has statistics", || (counted(&first.id) && counted(&second.id)).then_some(()));
+    let traces = pod.traces();
+    let machine = pod.process("ravelin-vmm").expect("a machine serves the pod").to_string();
+    Run::new("kill").args(["-STOP", &machine]).ok();
+
+    let asked = Instant::now();
+    assert!(counted(&first.id) && counted(&second.id), "the last counters are not given");
+    let limit = Duration::from_secs(15);
+    assert!(asked.elapsed() < limit, "the statistics took {:?}", asked.elapsed());
+    let asked = Instant::now();
+    pod.stop();
+    pod.remove();
+    assert!(asked.elapsed() < limit + Duration::from_secs(5), "the removal took {:?}", asked.elapsed());
+    traces.assert_gone();
 }
 
 /// Runs a pod, lets `death` come to it, and expects both its containers to be seen to end, and a clean removal.

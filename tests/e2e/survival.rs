@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use ravelin_tests::{Host, Pod, Run};
+use ravelin_tests::{Handler, Host, Pod, Run, Session};
 
 #[test]
 fn pods_go_on_working_while_containerd_is_restarted() {
@@ -43,7 +43,27 @@ fn pods_go_on_working_while_containerd_is_restarted() {
     helper.stop(Duration::from_secs(60));
     assert_eq!(helper.ended().code, 0);
     assert_eq!(serving.state(), "CONTAINER_RUNNING");
+    if Host::handler() == Handler::Ravelin {
+        containerd_dies_while_a_container_is_made(&host, &pod);
+    }
     pod.remove();
+}
+
+/// Nothing stays of what nobody waits for any more, and its name is free again.
+#[track_caller]
+fn containerd_dies_while_a_container_is_made(host: &Host, pod: &Pod<'_>) {
+    let machine = pod.process("ravelin-vmm").expect("a machine serves the pod").to_string();
+    let orphan = pod.container().idle().create();
+    // While the machine stands still nothing can be made in it.
+    Run::new("kill").args(["-STOP", &machine]).ok();
+    let mut starting = Session::pipes(&Run::crictl().args(["start", &orphan.id]));
+    assert!(!starting.ends_within(Duration::from_secs(4)), "made in a machine that stands still");
+    host.stop_containerd("KILL");
+    starting.kill();
+    Run::new("kill").args(["-CONT", &machine]).ok();
+    host.start_containerd();
+    assert_eq!(pod.sh("echo goes on").output(), "goes on\n");
+    orphan.remove();
 }
 
 /// What the pod's server says: containerd is not needed to ask.

@@ -33,10 +33,11 @@ pub fn read_stdin() -> Vec<u8> {
     if stdin.is_terminal() {
         return Vec::new();
     }
-    read_within(stdin, PATIENCE)
+    read_within(stdin, PATIENCE).0
 }
 
-fn read_within(fd: impl AsFd, patience: Duration) -> Vec<u8> {
+/// What `fd` has to say within `patience`, and whether it came to its end.
+pub(super) fn read_within(fd: impl AsFd, patience: Duration) -> (Vec<u8>, bool) {
     let until = Instant::now() + patience;
     let mut bytes = Vec::new();
     let mut buffer = [0; 8192];
@@ -52,10 +53,11 @@ fn read_within(fd: impl AsFd, patience: Duration) -> Vec<u8> {
         match rustix::io::read(&fd, &mut buffer) {
             Ok(count) if count > 0 => bytes.extend_from_slice(buffer.get(..count).unwrap_or_default()),
             Err(rustix::io::Errno::INTR) => {}
-            _ => break,
+            Ok(_) => return (bytes, true),
+            Err(_) => break,
         }
     }
-    bytes
+    (bytes, false)
 }
 
 /// Understands the input of a `start` for the instance `id` of `namespace`.
@@ -99,8 +101,8 @@ mod tests {
     fn an_input_that_stays_open_does_not_block() {
         let (reader, writer) = std::io::pipe().unwrap();
         let started = Instant::now();
-        let bytes = read_within(reader.as_fd(), Duration::from_millis(50));
-        assert!(bytes.is_empty() && started.elapsed() < Duration::from_secs(2));
+        let (bytes, ended) = read_within(reader.as_fd(), Duration::from_millis(50));
+        assert!(bytes.is_empty() && !ended && started.elapsed() < Duration::from_secs(2));
         drop(writer);
     }
 }

@@ -41,6 +41,9 @@ pub enum CliError {
         /// The container.
         id: String,
     },
+    /// The daemon does not serve.
+    #[error("the shim's daemon did not start: {0}")]
+    Daemon(String),
     /// The socket could not be had.
     #[error("cannot listen on {path}")]
     Listen {

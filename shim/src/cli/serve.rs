@@ -1,7 +1,7 @@
 //! The daemon: serves containerd on the socket that `start` made.
 
 use std::fs;
-use std::os::fd::{BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,6 +11,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::start::LISTENER_FD;
 use super::{Args, CliError, check};
 use crate::config::{self, Config};
+use crate::error::chain;
 use crate::events::Publisher;
 use crate::logging;
 use crate::service::Service;
@@ -28,6 +29,7 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
     let listener = take_listener()?;
     let socket = PathBuf::from(args.socket.strip_prefix("unix://").unwrap_or(&args.socket));
     logging::init(Path::new("log"), args.debug);
+    std::panic::set_hook(Box::new(|panic| tracing::error!("the shim failed: {panic}")));
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(16)
@@ -37,7 +39,24 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
     // No more waiting for what blocks: everything that mattered is done.
     runtime.shutdown_background();
     let _ = fs::remove_file(&socket);
+    if let Err(error) = &served {
+        tracing::error!(sandbox = args.id, "the shim ends: {}", chain(error));
+    }
     served
+}
+
+/// Tells `start`, which waits for the end of our standard error output, that the daemon serves. From here on errors go
+/// to the log.
+fn say_ready() -> Result<(), CliError> {
+    let redirect = || -> std::io::Result<()> {
+        let null = fs::File::options().write(true).open("/dev/null")?;
+        // SAFETY: both are open descriptors; 2 is nobody's but the standard library's, which does not close it.
+        if unsafe { libc::dup2(null.as_raw_fd(), 2) } < 0 {
+            return Err(std::io::Error::last_os_error());
+        }
+        Ok(())
+    };
+    redirect().map_err(CliError::system("tell containerd that the shim serves"))
 }
 
 /// The listening socket that `start` left in its place.
@@ -55,11 +74,11 @@ fn take_listener() -> Result<OwnedFd, CliError> {
 }
 
 async fn serve(args: &Args, listener: OwnedFd, socket: &Path) -> Result<(), CliError> {
-    // What ends other programs must not end a pod. A handler that does nothing is enough; the streams stay alive.
-    let _ignored: Vec<_> = [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()]
-        .into_iter()
-        .filter_map(|kind| signal(kind).ok())
-        .collect();
+    let catch = |kind| signal(kind).map_err(CliError::system("catch signals"));
+    // A node that goes down sends SIGTERM to whatever is left after containerd.
+    let (mut terminate, mut interrupt) = (catch(SignalKind::terminate())?, catch(SignalKind::interrupt())?);
+    // The end of somebody's terminal is nothing to a pod. A handler that does nothing is enough while it lives.
+    let _ignored = catch(SignalKind::hangup())?;
     let config = Config::load(Path::new(config::DEFAULT_PATH))?;
     let publisher = Publisher::start(std::env::var("TTRPC_ADDRESS").ok(), &args.namespace);
     let directory = StateDir::new(Path::new(state::ROOT), &args.id);
@@ -77,11 +96,16 @@ async fn serve(args: &Args, listener: OwnedFd, socket: &Path) -> Result<(), CliE
     let server = unsafe { ttrpc::r#async::Server::new().add_unix_listener(listener.into_raw_fd()) };
     let mut server = server.map_err(CliError::Serve)?.register_service(service.methods());
     server.start().await.map_err(CliError::Serve)?;
+    say_ready()?;
     tracing::info!(sandbox = args.id, version = env!("CARGO_PKG_VERSION"), "the shim serves");
 
     tokio::select! {
         () = service.ended.notified() => {}
         () = idle(&service) => tracing::warn!("nobody wants anything of the shim: it ends"),
+        () = async { tokio::select! { _ = terminate.recv() => {} _ = interrupt.recv() => {} } } => {
+            tracing::warn!(sandbox = args.id, "the shim is told to end: it ends the pod");
+            service.node_goes_down().await;
+        }
     }
     publisher.flush(FLUSH).await;
     tokio::time::sleep(FAREWELL).await;

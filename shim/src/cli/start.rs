@@ -3,23 +3,29 @@
 //! containerd reads both outputs to their ends, so the daemon gets neither, and nothing but the address is written.
 
 use std::fs;
-use std::io;
-use std::os::fd::AsRawFd;
+use std::io::{self, PipeReader};
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 
 use super::bootstrap::{self, Bootstrap};
 use super::{Args, CliError, check, print};
 use crate::config::{self, Config};
+use crate::error::bounded;
 use crate::spec::{self, Kind};
 
 /// Where shims' sockets are unless containerd says otherwise.
 const SOCKET_DIR: &str = "/run/containerd/s";
+/// Time the daemon has until it serves.
+const SERVE_DEADLINE: Duration = Duration::from_secs(30);
+/// Longest error of the daemon's that is passed on, in bytes.
+const MAX_WORDS: usize = 2048;
 /// The descriptor on which a daemon finds its listening socket.
 pub(super) const LISTENER_FD: i32 = 3;
 
@@ -77,22 +83,52 @@ fn start_daemon(args: &Args, input: &Bootstrap, socket_dir: &Path) -> Result<Str
     };
     let address = address(&path);
     let spawned = fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o600))
-        .and_then(|()| spawn(args, input, &address, &listener));
-    if let Err(source) = spawned {
+        .and_then(|()| spawn(args, input, &address, &listener))
+        .map_err(|source| CliError::System { what: "start the shim's daemon", source })
+        .and_then(|(mut child, errors)| {
+            let waited = wait_until_it_serves(errors);
+            if waited.is_err() {
+                // It may have ended by itself.
+                let _ = child.kill();
+                let _ = child.wait();
+            }
+            waited
+        });
+    if let Err(error) = spawned {
         let _ = fs::remove_file(&path);
-        return Err(CliError::System { what: "start the shim's daemon", source });
+        return Err(error);
     }
     Ok(address)
 }
 
-fn spawn(args: &Args, input: &Bootstrap, address: &str, listener: &UnixListener) -> io::Result<()> {
+/// Reads the daemon's standard error output, which ends when the daemon serves; before that it holds nothing but the
+/// reason why it does not.
+fn wait_until_it_serves(errors: impl AsFd) -> Result<(), CliError> {
+    let (said, ended) = bootstrap::read_within(errors, SERVE_DEADLINE);
+    let said = String::from_utf8_lossy(&said);
+    match (said.trim(), ended) {
+        ("", true) => Ok(()),
+        ("", false) => {
+            Err(CliError::Daemon(format!("it does not serve after {} s", SERVE_DEADLINE.as_secs())))
+        }
+        (words, _) => Err(CliError::Daemon(bounded(words, MAX_WORDS))),
+    }
+}
+
+fn spawn(
+    args: &Args,
+    input: &Bootstrap,
+    address: &str,
+    listener: &UnixListener,
+) -> io::Result<(Child, PipeReader)> {
+    let (errors, stderr) = io::pipe()?;
     let mut command = Command::new(std::env::current_exe()?);
     command
         .args(["-namespace", &args.namespace, "-id", &args.id, "-address", &args.address])
         .args(["-publish-binary", &args.publish_binary, "-socket", address])
         .stdin(Stdio::null())
         .stdout(Stdio::null())
-        .stderr(Stdio::null())
+        .stderr(stderr)
         .env_clear();
     if args.debug || input.debug {
         command.arg("-debug");
@@ -133,11 +169,13 @@ fn spawn(args: &Args, input: &Bootstrap, address: &str, listener: &UnixListener)
         });
     }
     let child = command.spawn()?;
+    // It holds our copy of the pipe's other end.
+    drop(command);
     if let Some(score) = score {
         // As containerd does for its own shims: the kernel takes a shim before containerd.
         let _ = fs::write(format!("/proc/{}/oom_score_adj", child.id()), score.to_string());
     }
-    Ok(())
+    Ok((child, errors))
 }
 
 /// One more than containerd's, whose child this process is.
@@ -148,7 +186,21 @@ fn oom_score() -> Option<i32> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+
     use super::*;
+
+    #[test]
+    fn a_daemon_that_cannot_serve_says_why_and_one_that_serves_says_nothing() {
+        let (reader, writer) = io::pipe().unwrap();
+        drop(writer);
+        wait_until_it_serves(reader).unwrap();
+        let (reader, mut writer) = io::pipe().unwrap();
+        writeln!(writer, "cannot write the pod's state: No space left on device").unwrap();
+        drop(writer);
+        let error = wait_until_it_serves(reader).unwrap_err().to_string();
+        assert!(error.contains("No space left on device"), "{error}");
+    }
 
     #[test]
     fn a_container_finds_its_sandboxs_socket_and_no_other() {

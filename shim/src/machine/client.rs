@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use ravelin_vmm::control::transport::{self, TransportError};
@@ -14,11 +14,14 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 
 use super::{Exit, MachineError, exit};
+use crate::sync::lock;
 
 /// Longest part of a machine's error message that is passed on, in characters.
 const MAX_MESSAGE: usize = 512;
 /// Senseless packets after which the machine is no longer listened to.
 const MAX_NONSENSE: u32 = 64;
+/// Most answers that are still to come; with more than that given up, those that come are senseless.
+const MAX_PENDING: usize = 4096;
 /// Time between the machine's last word and the end of its process, before the two are reported apart.
 const EXIT_GRACE: Duration = Duration::from_secs(2);
 
@@ -31,12 +34,15 @@ pub(super) struct Client {
     pending: Arc<Mutex<Pending>>,
     reader: JoinHandle<()>,
     exit: watch::Receiver<Option<Exit>>,
+    /// Becomes true when no more answers can come.
+    over: watch::Receiver<bool>,
 }
 
 #[derive(Debug, Default)]
 struct Pending {
     last_id: u64,
-    replies: HashMap<u64, oneshot::Sender<Reply>>,
+    /// By the request's number; empty when the caller has given up, because a late answer is none to complain about.
+    replies: HashMap<u64, Option<oneshot::Sender<Reply>>>,
     closed: bool,
 }
 
@@ -48,12 +54,11 @@ struct Ticket {
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        lock(&self.pending).replies.remove(&self.id);
+        let mut pending = lock(&self.pending);
+        if let Some(waiting) = pending.replies.get_mut(&self.id) {
+            *waiting = None;
+        }
     }
-}
-
-fn lock(pending: &Mutex<Pending>) -> MutexGuard<'_, Pending> {
-    pending.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Client {
@@ -64,14 +69,25 @@ impl Client {
         let socket = unsafe { AsyncFd::register(control) }.map_err(|error| plumbing(error.into()))?;
         let socket = Arc::new(socket);
         let pending = Arc::new(Mutex::new(Pending::default()));
-        let reader = tokio::spawn(read(Arc::clone(&socket), Arc::clone(&pending)));
-        Ok(Self { socket, pending, reader, exit })
+        let (ending, over) = watch::channel(false);
+        let reading = read(Arc::clone(&socket), Arc::clone(&pending));
+        let reader = tokio::spawn(async move {
+            reading.await;
+            let _ = ending.send(true);
+        });
+        Ok(Self { socket, pending, reader, exit, over })
     }
 
     /// Ends the conversation; the machine takes that as its order to end.
     pub fn close(&self) {
         self.reader.abort();
         let _ = rustix::net::shutdown(self.socket.get_ref(), rustix::net::Shutdown::Both);
+    }
+
+    /// Waits until the machine has broken off the conversation, or has been cut off for breaking the protocol.
+    pub async fn over(&self) {
+        // An error means that the reader is gone, which is the same.
+        let _ = self.over.clone().wait_for(|over| *over).await;
     }
 
     /// Sends a request and waits for its answer.
@@ -126,7 +142,10 @@ impl Client {
         pending.last_id += 1;
         let id = pending.last_id;
         let (sender, receiver) = oneshot::channel();
-        pending.replies.insert(id, sender);
+        if pending.replies.len() >= MAX_PENDING {
+            pending.replies.retain(|_, waiting| waiting.is_some());
+        }
+        pending.replies.insert(id, Some(sender));
         (Some(Ticket { pending: Arc::clone(&self.pending), id }), Some(receiver))
     }
 
@@ -158,7 +177,8 @@ async fn read(socket: Arc<AsyncFd<OwnedFd>>, pending: Arc<Mutex<Pending>>) {
                     let waiting = lock(&pending).replies.remove(&id);
                     match waiting {
                         // The caller may have given up in this very moment.
-                        Some(sender) => drop(sender.send(result)),
+                        Some(Some(sender)) => drop(sender.send(result)),
+                        Some(None) => tracing::debug!(id, "the machine answered too late"),
                         None => {
                             tracing::warn!(id, "the machine answered a request that nobody waits for");
                             nonsense += 1;

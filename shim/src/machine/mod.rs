@@ -9,6 +9,8 @@ mod files;
 mod log;
 mod spawn;
 #[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
 mod tests;
 
 pub use exit::Exit;
@@ -31,7 +33,9 @@ use tokio::time::Instant;
 
 use client::Client;
 
-/// Time every other request has.
+/// Time between the end of the conversation with a machine and the end of its process.
+const HANG_UP_GRACE: Duration = Duration::from_secs(2);
+/// Time a request has, unless its caller says otherwise.
 const REQUEST_DEADLINE: Duration = Duration::from_secs(15);
 /// First and longest pause between two attempts to reach an agent that is still starting.
 const CONNECT_PAUSE: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(50));
@@ -301,19 +305,22 @@ impl Machine {
         }
     }
 
-    /// Ends the machine as if power were cut and waits for its process's end; kills it if it does not obey.
-    pub async fn stop(&self) -> Exit {
-        let obeyed = self.done("stop", Command::Stop, &[], Duration::from_secs(2)).await;
-        match obeyed {
-            Ok(()) | Err(MachineError::Ended(_)) => {
-                if let Ok(exit) = tokio::time::timeout(Duration::from_secs(2), self.wait()).await {
-                    return exit;
-                }
-            }
-            Err(_) => {}
+    /// Tells the machine to end as if power were cut; its process ends soon after.
+    ///
+    /// # Errors
+    /// As for [`Machine::pause`].
+    pub async fn stop(&self, deadline: Duration) -> Result<(), MachineError> {
+        match self.done("stop", Command::Stop, &[], deadline).await {
+            Ok(()) | Err(MachineError::Ended(_)) => Ok(()),
+            Err(error) => Err(error),
         }
-        self.kill();
-        self.wait().await
+    }
+
+    /// Waits until the machine's process no longer takes part in the conversation, because it broke off or broke the
+    /// protocol, and yet has not ended.
+    pub async fn hung_up(&self) {
+        self.inner.client.over().await;
+        tokio::time::sleep(HANG_UP_GRACE).await;
     }
 
     /// Kills the machine's process; [`Machine::wait`] tells when it is gone.

@@ -49,7 +49,7 @@ pub(super) fn spawn(config: &SpawnConfig) -> Result<Spawned, MachineError> {
         .stdout(Stdio::null())
         .stderr(stderr);
     let control = theirs.as_raw_fd();
-    // SAFETY: between fork and exec the closure calls only fcntl, dup2 and close_range, which are async-signal-safe,
+    // SAFETY: between fork and exec the closure calls only signal, fcntl, dup2 and close_range, which are async-signal-safe,
     // and allocates nothing.
     unsafe {
         command.pre_exec(move || hand_over(control));
@@ -88,10 +88,15 @@ pub(super) fn spawn(config: &SpawnConfig) -> Result<Spawned, MachineError> {
     Ok(Spawned { pid, start_time, pidfd, control: ours, exit })
 }
 
-/// Runs in the child: makes the control socket descriptor [`CONTROL_FD`] and every other one close on exec.
+/// Runs in the child: makes the control socket descriptor [`CONTROL_FD`] and every other one close on exec, and leaves
+/// the machine's end to the shim: a node that goes down sends SIGTERM to all its processes at once.
 fn hand_over(control: i32) -> io::Result<()> {
-    // SAFETY: dup2, fcntl and close_range take integers only; a descriptor that is not open makes them fail.
+    // SAFETY: dup2, fcntl and close_range take integers only; a descriptor that is not open makes them fail. To ignore a
+    // signal, which lasts through exec, installs no handler.
     unsafe {
+        for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP] {
+            libc::signal(signal, libc::SIG_IGN);
+        }
         if control == CONTROL_FD {
             if libc::fcntl(control, libc::F_SETFD, 0) < 0 {
                 return Err(io::Error::last_os_error());

@@ -151,10 +151,22 @@ async fn a_recorded_process_is_killed() {
 }
 
 #[tokio::test]
-async fn stopping_a_machine_that_does_not_obey_kills_it() {
-    let dir = tempfile::tempdir().unwrap();
-    let machine = Machine::spawn(&program(&dir, "exec sleep 1000")).unwrap();
-    assert_eq!(machine.stop().await, Exit::Signal(9));
+async fn a_machine_that_keeps_talking_nonsense_is_cut_off_and_late_answers_are_none() {
+    let (client, socket, _exit) = client();
+    for _ in 0..100 {
+        let result = client.request("pause", Command::Pause, &[], Duration::ZERO).await;
+        assert!(matches!(result, Err(MachineError::Timeout { .. })));
+    }
+    for id in 1..=100 {
+        transport::send(&socket, &reply(id), &[]).unwrap();
+        tokio::task::yield_now().await;
+    }
+    assert!(tokio::time::timeout(Duration::from_millis(50), client.over()).await.is_err());
+    for _ in 0..100 {
+        rustix::net::send(&socket, b"nonsense", rustix::net::SendFlags::empty()).unwrap();
+        tokio::task::yield_now().await;
+    }
+    tokio::time::timeout(SOON, client.over()).await.unwrap();
 }
 
 #[tokio::test]

@@ -6,8 +6,10 @@ use std::sync::Arc;
 use ravelin_proto::PROTOCOL_VERSION;
 use ravelin_proto::agent::SetupSandboxRequest;
 use ravelin_vmm::control::{MachineConfig, Metrics};
+use tokio_util::sync::CancellationToken;
 
 use super::plan::Plan;
+use super::supervisor::Supervisor;
 use super::{Pod, Resources, clock, port_forward, tunables};
 use crate::agent::{Agent, AgentError};
 use crate::cgroup::{CgroupError, Limits, PodCgroup};
@@ -59,6 +61,9 @@ pub enum BootError {
     /// The scratch disk.
     #[error("cannot make the pod's scratch disk")]
     Scratch(#[source] RootfsError),
+    /// Nobody wants the pod any more.
+    #[error("the start of the pod's machine was called off")]
+    Cancelled,
     /// The machine itself.
     #[error("cannot start the pod's machine")]
     Machine(#[source] MachineError),
@@ -107,6 +112,7 @@ pub(super) async fn machine(
     state: &mut State,
     directory: &StateDir,
     resources: &mut Resources,
+    cancelled: &CancellationToken,
 ) -> Result<(Machine, Attachment), BootError> {
     let save = |state: &State| {
         let path = directory.path().to_owned();
@@ -174,7 +180,11 @@ pub(super) async fn machine(
         None
     };
     let fds = BootFds { kvm, kernel, initramfs, scratch: scratch.into(), taps, console };
-    machine.boot(shape, fds, config.boot_deadline()).await.map_err(BootError::Machine)?;
+    tokio::select! {
+        biased;
+        () = cancelled.cancelled() => return Err(BootError::Cancelled),
+        booted = machine.boot(shape, fds, config.boot_deadline()) => booted.map_err(BootError::Machine)?,
+    }
     Ok((machine, attachment))
 }
 
@@ -185,6 +195,7 @@ pub(super) async fn agent(
     machine: Machine,
     attachment: Attachment,
     turn: NodeLock,
+    supervisor: Supervisor,
 ) -> Result<Arc<Pod>, BootError> {
     let patience = config.boot_deadline();
     let agent = Agent::connect(&machine, patience, config.call_deadline())
@@ -226,8 +237,8 @@ pub(super) async fn agent(
     if let Ok(metrics) = metrics {
         log_counters(&plan.sandbox_id, &metrics);
     }
-    let pod = Arc::new(Pod::new(plan, config, agent));
-    tokio::spawn(clock::follow(pod.agent.clone()));
+    let pod = Arc::new(Pod::new(plan, config, agent, supervisor));
+    tokio::spawn(clock::follow(pod.agent.clone(), pod.supervisor.clone()));
     if let Some(loopback) = attachment.loopback {
         tokio::spawn(port_forward::serve(Arc::clone(&pod), loopback));
     }

@@ -11,7 +11,8 @@ use rustix::time::{
 };
 use tokio::io::unix::AsyncFd;
 
-use crate::agent::Agent;
+use super::supervisor::Supervisor;
+use crate::agent::{Agent, AgentError};
 use crate::error::chain;
 
 /// How often the guest is told the time while nobody sets the host's clock: its own drifts by some ten parts in a million.
@@ -27,11 +28,13 @@ fn since_1970() -> Duration {
 }
 
 /// Tells the guest the time every minute, and at once when somebody sets the host's clock, until the machine ends.
-pub(super) async fn follow(agent: Agent) {
+///
+/// That is the guest's heartbeat as well: the supervisor hears when no answer comes.
+pub(super) async fn follow(agent: Agent, supervisor: Supervisor) {
     let machine = agent.machine().clone();
     tokio::select! {
         _ = machine.wait() => {}
-        followed = tell(&agent) => {
+        followed = tell(&agent, &supervisor) => {
             if let Err(error) = followed {
                 tracing::warn!("the guest's clock does not follow the host's any more: {error}");
             }
@@ -39,7 +42,7 @@ pub(super) async fn follow(agent: Agent) {
     }
 }
 
-async fn tell(agent: &Agent) -> io::Result<()> {
+async fn tell(agent: &Agent, supervisor: &Supervisor) -> io::Result<()> {
     let timer = timerfd_create(TimerfdClockId::Realtime, TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC)?;
     // SAFETY: an OwnedFd stays open, and the same, as long as the AsyncFd owns it.
     let timer = unsafe { AsyncFd::register(timer) }?;
@@ -54,8 +57,10 @@ async fn tell(agent: &Agent) -> io::Result<()> {
         let _ = rustix::io::read(timer.get_ref(), &mut [0_u8; 8]);
         let request = SetClockRequest { unix_nanos: unix_nanos() };
         let mut client = agent.client();
-        if let Err(error) = agent.call("set the clock", client.set_clock(request)).await {
-            tracing::warn!("{}", chain(&error));
+        match agent.call("set the clock", client.set_clock(request)).await {
+            Ok(_) => {}
+            Err(AgentError::Timeout { .. }) => supervisor.missed(agent),
+            Err(error) => tracing::warn!("{}", chain(&error)),
         }
     }
 }

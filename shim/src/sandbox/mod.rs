@@ -4,6 +4,7 @@ pub mod boot;
 mod clock;
 pub mod plan;
 mod port_forward;
+pub mod supervisor;
 mod tunables;
 
 use std::path::PathBuf;
@@ -11,11 +12,12 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
-use containerd_shim_protos::events::task::TaskExit;
+use containerd_shim_protos::events::task::{TaskExit, TaskStart};
 use protobuf::MessageField;
 use ravelin_policy::Roots;
 use ravelin_proto::agent::{Empty, event};
 use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 
 use crate::agent::Agent;
 use crate::cgroup::PodCgroup;
@@ -32,19 +34,14 @@ use crate::sync::lock;
 use crate::volumes::{PodPaths, PodVolumes};
 use boot::BootError;
 use plan::Plan;
+use supervisor::{How, Order, Supervisor, deadline};
 
-/// Time a guest has to end in good order.
-const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(2);
-/// Time the removal of one thing from the host may take.
-const REMOVAL_DEADLINE: Duration = Duration::from_secs(10);
 /// Exit status of a pod, and of its containers, whose machine ended unasked.
 pub const LOST: u32 = 255;
 /// Exit status of what SIGKILL ended.
-const KILLED: u32 = 128 + 9;
+pub const KILLED: u32 = 128 + 9;
 /// Pids of 64-bit Linux are below this (`PID_MAX_LIMIT`).
 const PID_MAX_LIMIT: u32 = 1 << 22;
-/// Exit status of the sandbox while nobody has asked it to end.
-const UNASKED: u32 = u32::MAX;
 
 /// A pod whose agent answers: what its containers are made with.
 #[derive(Debug)]
@@ -59,6 +56,8 @@ pub struct Pod {
     pub roots: Roots,
     /// The agent.
     pub agent: Agent,
+    /// Who ends the machine.
+    pub supervisor: Supervisor,
     /// The layers disk.
     pub extents: Extents,
     /// Images of layers on this node.
@@ -83,11 +82,11 @@ impl Resources {
     async fn remove(self) {
         if let Some(machine) = self.machine {
             machine.kill();
-            let _ = tokio::time::timeout(REMOVAL_DEADLINE, machine.wait()).await;
+            let _ = tokio::time::timeout(deadline::REMOVAL, machine.wait()).await;
         }
         let network = async {
             let Some(netns) = self.netns else { return };
-            match tokio::time::timeout(REMOVAL_DEADLINE, network::detach(&netns)).await {
+            match tokio::time::timeout(deadline::REMOVAL, network::detach(&netns)).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => tracing::warn!("cannot remove the pod's tap: {}", chain(&error)),
                 Err(_) => tracing::warn!("the removal of the pod's tap takes too long"),
@@ -95,7 +94,7 @@ impl Resources {
         };
         let cgroup = async {
             let Some(cgroup) = self.cgroup else { return };
-            match tokio::time::timeout(REMOVAL_DEADLINE, cgroup.delete()).await {
+            match tokio::time::timeout(deadline::REMOVAL, cgroup.delete()).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => tracing::warn!("cannot remove the pod's cgroup: {}", chain(&error)),
                 Err(_) => tracing::warn!("the removal of the pod's cgroup takes too long"),
@@ -119,27 +118,33 @@ pub struct Sandbox {
     machine: Machine,
     pod: OnceLock<Arc<Pod>>,
     booting: Mutex<Option<Booting>>,
-    /// The exit status a request to end gives; [`UNASKED`] without one.
-    asked: AtomicU32,
+    supervisor: Supervisor,
     resources: Mutex<Resources>,
+    /// One start or end at a time, so that their events come in order.
+    turn: tokio::sync::Mutex<()>,
 }
 
 impl Sandbox {
-    /// Starts the pod's machine; its guest boots while containerd goes on. On an error nothing is left.
+    /// Starts the pod's machine; its guest boots while containerd goes on. On an error nothing is left. Nobody waits for
+    /// the machine's end before [`Sandbox::watch`].
     ///
     /// # Errors
-    /// What could not be had, and why.
+    /// What could not be had, and why; also when `cancelled` comes first.
     pub async fn create(
         plan: Plan,
         bundle: String,
         config: &Arc<Config>,
         mut state: State,
         directory: &StateDir,
-        publisher: &Publisher,
+        cancelled: &CancellationToken,
     ) -> Result<Arc<Self>, TaskError> {
-        let turn = boot::turn(config).await.map_err(TaskError::failed)?;
+        let turn = tokio::select! {
+            biased;
+            () = cancelled.cancelled() => return Err(TaskError::failed(BootError::Cancelled)),
+            turn = boot::turn(config) => turn.map_err(TaskError::failed)?,
+        };
         let mut resources = Resources::default();
-        let booted = boot::machine(&plan, config, &mut state, directory, &mut resources).await;
+        let booted = boot::machine(&plan, config, &mut state, directory, &mut resources, cancelled).await;
         let (machine, attachment) = match booted {
             Ok(booted) => booted,
             Err(error) => {
@@ -147,22 +152,25 @@ impl Sandbox {
                 return Err(TaskError::failed(error));
             }
         };
+        let supervisor = Supervisor::new(&plan.sandbox_id);
         let booting = {
             let (plan, config, machine) = (plan.clone(), Arc::clone(config), machine.clone());
-            tokio::spawn(async move { boot::agent(&plan, &config, machine, attachment, turn).await })
+            let supervisor = supervisor.clone();
+            tokio::spawn(
+                async move { boot::agent(&plan, &config, machine, attachment, turn, supervisor).await },
+            )
         };
-        let sandbox = Arc::new(Self {
+        Ok(Arc::new(Self {
             id: plan.sandbox_id,
             bundle,
             life: Life::default(),
             machine,
             pod: OnceLock::new(),
             booting: Mutex::new(Some(booting)),
-            asked: AtomicU32::new(UNASKED),
+            supervisor,
             resources: Mutex::new(resources),
-        });
-        tokio::spawn(Arc::clone(&sandbox).watch(publisher.clone()));
-        Ok(sandbox)
+            turn: tokio::sync::Mutex::default(),
+        }))
     }
 
     /// The machine's process, which stands for every process of the pod.
@@ -193,7 +201,7 @@ impl Sandbox {
     ///
     /// # Errors
     /// When the guest does not come up; the machine is ended then.
-    pub async fn start(&self) -> Result<(), TaskError> {
+    pub async fn start(&self, publisher: &Publisher) -> Result<(), TaskError> {
         if self.life.phase() != Phase::Created {
             return Err(TaskError::FailedPrecondition("the sandbox has been started already".to_owned()));
         }
@@ -207,11 +215,20 @@ impl Sandbox {
         match booted {
             Ok(pod) => {
                 let _ = self.pod.set(pod);
-                self.life.set(Phase::Running);
+                let _turn = self.turn.lock().await;
+                if !self.life.set(Phase::Running) {
+                    return Err(TaskError::Failed(
+                        "the pod's machine has ended while it was started".to_owned(),
+                    ));
+                }
+                let mut event = TaskStart::new();
+                event.container_id.clone_from(&self.id);
+                event.pid = self.pid();
+                publisher.publish(&event);
                 Ok(())
             }
             Err(error) => {
-                self.machine.kill();
+                self.supervisor.cut("its guest did not come up");
                 self.life.ended().await;
                 Err(error)
             }
@@ -222,27 +239,17 @@ impl Sandbox {
     ///
     /// # Errors
     /// When it has ended, or there is no such signal.
-    pub fn kill(self: &Arc<Self>, signal: u32) -> Result<(), TaskError> {
+    pub fn kill(&self, signal: u32) -> Result<(), TaskError> {
         if self.life.exit().is_some() {
             return Err(TaskError::NotFound("process already finished".to_owned()));
         }
-        match signal {
-            2 | 15 => self.asked.store(0, Ordering::Release),
-            9 => self.asked.store(KILLED, Ordering::Release),
+        let (how, status) = match signal {
+            2 | 15 => (How::Ask, 0),
+            9 => (How::Stop, KILLED),
             0..=64 => return Ok(()),
             _ => return Err(TaskError::InvalidArgument(format!("there is no signal {signal}"))),
-        }
-        let sandbox = Arc::clone(self);
-        tokio::spawn(async move {
-            if signal != 9
-                && let Some(pod) = sandbox.pod.get()
-            {
-                let shutdown = pod.agent.client().shutdown(Empty {}).await.map(drop);
-                tracing::debug!("the guest was asked to end: {shutdown:?}");
-                let _ = tokio::time::timeout(SHUTDOWN_DEADLINE, sandbox.machine.wait()).await;
-            }
-            sandbox.machine.stop().await;
-        });
+        };
+        self.supervisor.order(Order { how, status, why: "it was asked to" });
         Ok(())
     }
 
@@ -259,7 +266,12 @@ impl Sandbox {
                 self.life.phase().status()
             )));
         }
+        // Said before it is so, and taken back after: in between nobody wonders why the guest is silent.
+        if frozen {
+            self.supervisor.set_frozen(true);
+        }
         let done = if frozen { self.machine.pause().await } else { self.machine.resume().await };
+        self.supervisor.set_frozen(frozen == done.is_ok());
         done.map_err(TaskError::failed)?;
         self.life.set(to);
         Ok(())
@@ -268,19 +280,30 @@ impl Sandbox {
     /// What a process of the pod that ends with the machine has for an exit status.
     #[must_use]
     pub fn status_of_the_lost(&self) -> u32 {
-        if self.asked.load(Ordering::Acquire) == UNASKED { LOST } else { KILLED }
+        match self.supervisor.ordered() {
+            Some(order) if order.status != LOST => KILLED,
+            _ => LOST,
+        }
     }
 
-    /// Waits for the machine's end, removes what the pod has on the host, and tells the world.
-    async fn watch(self: Arc<Self>, publisher: Publisher) {
-        let exit = self.machine.wait().await;
-        let asked = self.asked.load(Ordering::Acquire);
-        if asked == UNASKED {
-            let short = lock(&self.resources).cgroup.as_ref().is_some_and(PodCgroup::oom_killed);
-            let why = if short { ": the node's kernel killed it for memory" } else { "" };
-            tracing::error!(sandbox = self.id, "the pod's machine has ended unasked: {exit}{why}");
-        } else {
-            tracing::info!(sandbox = self.id, "the pod's machine has ended: {exit}");
+    /// Sees the machine to its end, removes what the pod has on the host, and tells the world.
+    pub async fn watch(self: Arc<Self>, publisher: Publisher) {
+        let agent = || self.pod.get().map(|pod| pod.agent.clone());
+        let exit = self.supervisor.oversee(&self.machine, agent).await;
+        let order = self.supervisor.ordered();
+        match order {
+            None => {
+                let short = lock(&self.resources).cgroup.as_ref().is_some_and(PodCgroup::oom_killed);
+                let why = if short { ": the node's kernel killed it for memory" } else { "" };
+                tracing::error!(sandbox = self.id, "the pod's machine has ended unasked: {exit}{why}");
+            }
+            Some(order) => {
+                tracing::info!(
+                    sandbox = self.id,
+                    "the pod's machine has ended: {exit}, because {}",
+                    order.why
+                );
+            }
         }
         if let Some(booting) = lock(&self.booting).as_ref() {
             booting.abort();
@@ -290,7 +313,8 @@ impl Sandbox {
         }
         let resources = std::mem::take(&mut *lock(&self.resources));
         resources.remove().await;
-        let exit = Exit::now(if asked == UNASKED { LOST } else { asked });
+        let _turn = self.turn.lock().await;
+        let exit = Exit::now(order.map_or(LOST, |order| order.status));
         self.life.set(Phase::Stopped(exit));
         let mut event = TaskExit::new();
         event.container_id.clone_from(&self.id);
@@ -303,7 +327,7 @@ impl Sandbox {
 }
 
 impl Pod {
-    fn new(plan: &Plan, config: &Config, agent: Agent) -> Self {
+    fn new(plan: &Plan, config: &Config, agent: Agent, supervisor: Supervisor) -> Self {
         Self {
             sandbox_id: plan.sandbox_id.clone(),
             pod_uid: plan.pod_uid.clone(),
@@ -324,6 +348,7 @@ impl Pod {
             next_stream: AtomicU64::new(1),
             next_pid: AtomicU32::new(PID_MAX_LIMIT + 1),
             agent,
+            supervisor,
         }
     }
 

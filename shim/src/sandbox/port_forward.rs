@@ -12,8 +12,9 @@ use super::Pod;
 use crate::error::TaskError;
 use crate::network::Loopback;
 
-/// Most connections at a time; further ones wait.
-const MOST: usize = 256;
+/// Most connections at a time; a further one is refused. The machine carries 1024 streams at most, and the standard
+/// streams of containers and execs shall always find room among them.
+const MOST: usize = 768;
 
 /// Serves the pod's loopback address until its machine ends.
 pub(super) async fn serve(pod: Arc<Pod>, loopback: Loopback) {
@@ -22,7 +23,14 @@ pub(super) async fn serve(pod: Arc<Pod>, loopback: Loopback) {
     let served = loopback.serve(|stream, port| {
         let (pod, places) = (Arc::clone(&pod), Arc::clone(&places));
         async move {
-            let Ok(_place) = places.acquire().await else { return };
+            let Ok(_place) = places.try_acquire() else {
+                refuse(&stream);
+                tracing::info!(
+                    sandbox = pod.sandbox_id,
+                    "a connection to the pod's port {port} was refused: there are {MOST} already"
+                );
+                return;
+            };
             if let Err(error) = carry(&pod, stream, port).await {
                 tracing::info!(
                     sandbox = pod.sandbox_id,
@@ -46,14 +54,18 @@ async fn carry(pod: &Pod, mut stream: TcpStream, port: u16) -> Result<(), TaskEr
     let mut guest = match connect(pod, port).await {
         Ok(guest) => guest,
         Err(error) => {
-            // The other end sees a reset, which is as near to a refusal as a connection gets that was taken.
-            let _ = stream.set_zero_linger();
+            refuse(&stream);
             return Err(error);
         }
     };
     // Either end may break off; that is its own affair.
     let _ = copy_bidirectional(&mut stream, &mut guest).await;
     Ok(())
+}
+
+/// The other end sees a reset, which is as near to a refusal as a connection gets that was taken.
+fn refuse(stream: &TcpStream) {
+    let _ = stream.set_zero_linger();
 }
 
 /// A stream that the agent has connected to a port of the guest's loopback address.

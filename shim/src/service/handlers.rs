@@ -13,6 +13,7 @@ use containerd_shim_protos::api::{
 };
 use containerd_shim_protos::shim_async::Task;
 use protobuf::MessageField;
+use tokio_util::sync::CancellationToken;
 use ttrpc::r#async::TtrpcContext;
 
 use super::{Creation, Service, Target, bundle, convert, rootfs_mounts};
@@ -74,9 +75,15 @@ impl Task for Handler {
                 },
             },
             mounts: request.rootfs,
+            cancelled: CancellationToken::new(),
         };
+        // This future is dropped when the caller's patience is over or its connection breaks: then nobody will ever hear
+        // of what is made.
+        let caller_gone = creation.cancelled.clone().drop_guard();
         let mut response = CreateTaskResponse::new();
-        response.pid = self.whole("Create", &id, async move { service.create(creation).await }).await?;
+        let created = self.whole("Create", &id, async move { service.create(creation).await }).await;
+        caller_gone.disarm();
+        response.pid = created?;
         Ok(response)
     }
 
@@ -130,8 +137,13 @@ impl Task for Handler {
     }
 
     async fn kill(&self, _: &TtrpcContext, request: KillRequest) -> Answer<Empty> {
-        let target = self.0.target(&request.id, &request.exec_id)?;
         let (signal, all) = (request.signal, request.all);
+        let ends = request.exec_id.is_empty() && matches!(signal, 2 | 9 | 15);
+        let called_off = ends && self.0.call_off(&request.id).await?;
+        let target = match self.0.target(&request.id, &request.exec_id) {
+            Err(TaskError::NotFound(_)) if called_off => return Ok(Empty::new()),
+            target => target?,
+        };
         let work = async move {
             match target {
                 Target::Sandbox(sandbox) => sandbox.kill(signal),

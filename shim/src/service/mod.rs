@@ -5,28 +5,37 @@
 
 mod convert;
 mod handlers;
+mod making;
 
 use std::collections::BTreeMap;
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use containerd_shim_protos::events::task::{TaskCreate, TaskDelete, TaskExecAdded, TaskIO};
 use containerd_shim_protos::shim_async::create_task;
 use containerd_shim_protos::types::mount::Mount;
 use protobuf::MessageField;
 use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
 use crate::error::TaskError;
 use crate::events::{Publisher, timestamp};
 use crate::process::{Exit, Phase};
 use crate::rootfs::RootfsMount;
-use crate::sandbox::{Sandbox, plan};
+use crate::sandbox::supervisor::deadline;
+use crate::sandbox::{KILLED, Sandbox, plan};
 use crate::spec::{self, Kind};
 use crate::state::{State, StateDir};
 use crate::stdio::Paths;
+use crate::sync::lock;
 use crate::task::{self, Container, Exec, Neighbours};
+use making::Making;
+
+/// Services that a shim can have and this one has not.
+const NOT_IMPLEMENTED: [&str; 2] = ["containerd.runtime.sandbox.v1.Sandbox", "grpc.health.v1.Health"];
 
 /// What a shim serves: one sandbox and its containers.
 #[derive(Debug)]
@@ -36,6 +45,8 @@ pub struct Service {
     directory: StateDir,
     state: State,
     tasks: Mutex<Tasks>,
+    /// containerd has said goodbye while something was on its way out.
+    goodbye: AtomicBool,
     /// Told when the last task is gone and containerd has said goodbye.
     pub ended: Notify,
 }
@@ -51,7 +62,7 @@ struct Tasks {
 enum Slot<T> {
     #[default]
     Empty,
-    Making,
+    Making(Making),
     Ready(Arc<T>),
 }
 
@@ -76,6 +87,8 @@ impl Target {
 struct Creation {
     request: task::Request,
     mounts: Vec<Mount>,
+    /// Told when nobody wants it any more.
+    cancelled: CancellationToken,
 }
 
 impl Service {
@@ -88,6 +101,7 @@ impl Service {
             directory,
             state,
             tasks: Mutex::default(),
+            goodbye: AtomicBool::new(false),
             ended: Notify::new(),
         }
     }
@@ -101,18 +115,53 @@ impl Service {
                 let handler = Arc::new(handlers::Handler::new(Arc::clone(self)));
                 create_task(handler).into_values().map(move |service| (name.to_owned(), service))
             })
+            // A client that probes for these is to hear that they are not implemented; of a service that it does not
+            // know at all the ttrpc library says that the argument is invalid.
+            .chain(NOT_IMPLEMENTED.map(|name| {
+                let nothing = ttrpc::r#async::Service { methods: HashMap::new(), streams: HashMap::new() };
+                (name.to_owned(), nothing)
+            }))
             .collect()
     }
 
     /// Whether there is nothing to serve.
-    #[must_use]
-    pub fn is_idle(&self) -> bool {
+    fn is_empty(&self) -> bool {
         let tasks = self.tasks();
         matches!(tasks.sandbox, Slot::Empty) && tasks.containers.is_empty()
     }
 
+    /// Whether nothing lives: what is left of containers whose sandbox was deleted before them has no machine any more.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        let tasks = self.tasks();
+        let dead = |slot: &Slot<Container>| match slot {
+            Slot::Ready(container) => container.life().exit().is_some(),
+            Slot::Empty => true,
+            Slot::Making(_) => false,
+        };
+        matches!(tasks.sandbox, Slot::Empty) && tasks.containers.values().all(dead)
+    }
+
+    /// What is being made under this id.
+    fn making(&self, id: &str) -> Option<Making> {
+        let tasks = self.tasks();
+        match (&tasks.sandbox, tasks.containers.get(id)) {
+            (Slot::Making(making), _) if making.id == id => Some(making.clone()),
+            (_, Some(Slot::Making(making))) => Some(making.clone()),
+            _ => None,
+        }
+    }
+
+    /// Calls off what is being made under this id, and waits until nothing of it is left. False if nothing was.
+    async fn call_off(&self, id: &str) -> Result<bool, TaskError> {
+        match self.making(id) {
+            Some(making) => making.call_off().await.map(|()| true),
+            None => Ok(false),
+        }
+    }
+
     fn tasks(&self) -> MutexGuard<'_, Tasks> {
-        self.tasks.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.tasks)
     }
 
     fn sandbox(&self) -> Result<Arc<Sandbox>, TaskError> {
@@ -154,8 +203,8 @@ impl Service {
         event.bundle.clone_from(&creation.request.bundle);
         event.rootfs = creation.mounts;
         event.io = MessageField::some(task_io(&creation.request.paths));
-        let pid = match spec::kind(&spec).map_err(TaskError::failed)? {
-            Kind::Sandbox => self.create_sandbox(creation.request).await?,
+        match spec::kind(&spec).map_err(TaskError::failed)? {
+            Kind::Sandbox => self.create_sandbox(creation.request, &creation.cancelled, event).await,
             Kind::Container { sandbox_id } => {
                 let sandbox = self.sandbox()?;
                 if sandbox.id != sandbox_id {
@@ -164,44 +213,53 @@ impl Service {
                         sandbox.id
                     )));
                 }
-                self.create_container(creation.request, sandbox).await?
+                self.create_container(creation.request, sandbox, &creation.cancelled, event).await
             }
-        };
-        event.pid = pid;
-        self.publisher.publish(&event);
-        Ok(pid)
+        }
     }
 
-    async fn create_sandbox(&self, request: task::Request) -> Result<u32, TaskError> {
+    async fn create_sandbox(
+        &self,
+        request: task::Request,
+        cancelled: &CancellationToken,
+        mut event: TaskCreate,
+    ) -> Result<u32, TaskError> {
+        let (making, _made) = Making::new(&request.id, cancelled);
         {
             let mut tasks = self.tasks();
             if !matches!(tasks.sandbox, Slot::Empty) {
                 return Err(TaskError::AlreadyExists(format!("sandbox {}", request.id)));
             }
-            tasks.sandbox = Slot::Making;
+            tasks.sandbox = Slot::Making(making);
         }
         let made = async {
             let plan = plan::read(&request.id, request.bundle.as_ref(), &self.config)?;
-            Sandbox::create(
-                plan,
-                request.bundle,
-                &self.config,
-                self.state.clone(),
-                &self.directory,
-                &self.publisher,
-            )
-            .await
+            let state = self.state.clone();
+            let sandbox =
+                Sandbox::create(plan, request.bundle, &self.config, state, &self.directory, cancelled)
+                    .await?;
+            event.pid = sandbox.pid();
+            // Before anybody can hear of its end.
+            self.publisher.publish(&event);
+            let watched = tokio::spawn(Arc::clone(&sandbox).watch(self.publisher.clone()));
+            if cancelled.is_cancelled() {
+                // It came to be in the very moment in which nobody wanted it any more.
+                sandbox.kill(9)?;
+                let _ = watched.await;
+                return Err(TaskError::Failed("the creation of the sandbox was called off".to_owned()));
+            }
+            Ok(sandbox)
         }
         .await;
-        let mut tasks = self.tasks();
         match made {
             Ok(sandbox) => {
                 let pid = sandbox.pid();
-                tasks.sandbox = Slot::Ready(sandbox);
+                self.tasks().sandbox = Slot::Ready(sandbox);
                 Ok(pid)
             }
             Err(error) => {
-                tasks.sandbox = Slot::Empty;
+                self.tasks().sandbox = Slot::Empty;
+                self.end_after_goodbye();
                 Err(error)
             }
         }
@@ -211,28 +269,34 @@ impl Service {
         &self,
         request: task::Request,
         sandbox: Arc<Sandbox>,
+        cancelled: &CancellationToken,
+        mut event: TaskCreate,
     ) -> Result<u32, TaskError> {
         let id = request.id.clone();
         let pod = sandbox.pod()?;
+        let (making, _made) = Making::new(&id, cancelled);
         {
             let mut tasks = self.tasks();
             if tasks.containers.contains_key(&id) {
                 return Err(TaskError::AlreadyExists(format!("container {id}")));
             }
-            tasks.containers.insert(id.clone(), Slot::Making);
+            tasks.containers.insert(id.clone(), Slot::Making(making));
         }
-        let made = task::create(request, pod, &self.config.policy, &self.neighbours()).await;
-        let mut tasks = self.tasks();
+        let made = task::create(request, pod, &self.config.policy, &self.neighbours(), cancelled).await;
         match made {
             Ok(container) => {
                 let container = Arc::new(container);
-                container.watch(&sandbox, &self.publisher);
                 let pid = container.pid();
-                tasks.containers.insert(id, Slot::Ready(container));
+                event.pid = pid;
+                // Before anybody can hear of its end.
+                self.publisher.publish(&event);
+                container.watch(&sandbox, &self.publisher);
+                self.tasks().containers.insert(id, Slot::Ready(container));
                 Ok(pid)
             }
             Err(error) => {
-                tasks.containers.remove(&id);
+                self.tasks().containers.remove(&id);
+                self.end_after_goodbye();
                 Err(error)
             }
         }
@@ -251,12 +315,8 @@ impl Service {
     async fn start(self: &Arc<Self>, id: &str, exec_id: &str) -> Result<u32, TaskError> {
         match self.target(id, exec_id)? {
             Target::Sandbox(sandbox) => {
-                sandbox.start().await?;
+                sandbox.start(&self.publisher).await?;
                 self.watch_oom(&sandbox);
-                let mut event = containerd_shim_protos::events::task::TaskStart::new();
-                event.container_id.clone_from(&sandbox.id);
-                event.pid = sandbox.pid();
-                self.publisher.publish(&event);
                 Ok(sandbox.pid())
             }
             Target::Container(container) => container.start(&self.publisher).await,
@@ -280,7 +340,12 @@ impl Service {
     }
 
     async fn delete(&self, id: &str, exec_id: &str) -> Result<(u32, Exit), TaskError> {
-        let target = self.target(id, exec_id)?;
+        let called_off = exec_id.is_empty() && self.call_off(id).await?;
+        let target = match self.target(id, exec_id) {
+            // What was never made has no pid.
+            Err(TaskError::NotFound(_)) if called_off => return Ok((0, Exit::now(KILLED))),
+            target => target?,
+        };
         let pid = target.pid();
         let exit = match target {
             Target::Sandbox(sandbox) => self.delete_sandbox(&sandbox).await?,
@@ -330,10 +395,58 @@ impl Service {
         Ok(())
     }
 
-    /// containerd is done with the shim; it ends unless other tasks live.
+    /// containerd is done with the shim; it ends unless other tasks live, and when what is on its way out is gone.
     fn shutdown(&self) {
-        if self.is_idle() {
+        let making = {
+            let tasks = self.tasks();
+            matches!(tasks.sandbox, Slot::Making(_))
+                || tasks.containers.values().any(|slot| matches!(slot, Slot::Making(_)))
+        };
+        self.goodbye.store(making, Ordering::Release);
+        if self.is_empty() {
             self.ended.notify_one();
+        }
+    }
+
+    /// Ends the shim if containerd has said goodbye and what it waited for was the last.
+    fn end_after_goodbye(&self) {
+        if self.goodbye.load(Ordering::Acquire) && self.is_empty() {
+            self.ended.notify_one();
+        }
+    }
+
+    /// The node goes down: ends the pod in good order, within a bound.
+    pub async fn node_goes_down(&self) {
+        let (sandbox, containers): (_, Vec<_>) = {
+            let tasks = self.tasks();
+            for slot in tasks.containers.values() {
+                if let Slot::Making(making) = slot {
+                    making.cancel();
+                }
+            }
+            let sandbox = match &tasks.sandbox {
+                Slot::Ready(sandbox) => Some(Arc::clone(sandbox)),
+                Slot::Making(making) => {
+                    making.cancel();
+                    None
+                }
+                Slot::Empty => None,
+            };
+            let ready = tasks.containers.values().filter_map(|slot| match slot {
+                Slot::Ready(container) => Some(Arc::clone(container)),
+                _ => None,
+            });
+            (sandbox, ready.collect())
+        };
+        let all = containers.iter().map(|container| async move {
+            if container.kill(15, false).await.is_ok() {
+                container.life().ended().await;
+            }
+        });
+        let _ = tokio::time::timeout(deadline::NODE_DOWN, futures_util::future::join_all(all)).await;
+        if let Some(sandbox) = sandbox {
+            let _ = sandbox.kill(15);
+            let _ = tokio::time::timeout(deadline::NODE_DOWN, sandbox.life().ended()).await;
         }
     }
 }

@@ -10,8 +10,8 @@ mod pump;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use ravelin_proto::agent::Stdio;
@@ -21,6 +21,7 @@ use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinHandle};
 
 use crate::machine::{Machine, MachineError};
+use crate::sync::lock;
 
 /// Time an output may stand still after the process's end before it is given up.
 const STALL: Duration = Duration::from_secs(2);
@@ -136,25 +137,34 @@ pub struct Io {
     outputs: Mutex<Vec<JoinHandle<()>>>,
     /// Outputs that have not come to their ends.
     open: watch::Sender<usize>,
-    /// Bytes of output so far.
-    moved: Arc<AtomicU64>,
+    /// How far the output is.
+    progress: Arc<Progress>,
+}
+
+/// How far a process's outputs are.
+#[derive(Debug, Default)]
+struct Progress {
+    /// Bytes so far.
+    moved: AtomicU64,
+    /// Outputs whose reader is slow: they hold bytes that its fifo has no room for.
+    held_up: AtomicUsize,
 }
 
 impl Io {
     /// Starts copying one output.
     fn copy_output(&self, stream: UnixStream, fifo: pipe::Sender) {
         self.open.send_modify(|open| *open += 1);
-        let (open, moved) = (self.open.clone(), Arc::clone(&self.moved));
+        let (open, progress) = (self.open.clone(), Arc::clone(&self.progress));
         let copying = tokio::spawn(async move {
-            pump::output(stream, fifo, moved).await;
-            open.send_modify(|open| *open -= 1);
+            pump::output(stream, fifo, progress).await;
+            open.send_modify(|open| *open = open.saturating_sub(1));
         });
-        self.outputs.lock().unwrap_or_else(PoisonError::into_inner).push(copying);
+        lock(&self.outputs).push(copying);
     }
 
     /// Gives up our write end of the input: when containerd closes its own, the process reads the end of file.
     pub fn close_stdin(&self) {
-        self.keeper.lock().unwrap_or_else(PoisonError::into_inner).take();
+        lock(&self.keeper).take();
     }
 
     /// Ends the input: the process that read it is gone.
@@ -176,8 +186,30 @@ impl Io {
     /// Waits for the rest of the output, and then ends what has not come to its own end.
     pub async fn drain(&self) {
         self.run_dry().await;
-        for output in self.outputs.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+        self.close_outputs();
+    }
+
+    fn close_outputs(&self) {
+        for output in lock(&self.outputs).drain(..) {
             output.abort();
+        }
+        self.open.send_replace(0);
+    }
+
+    /// Closes outputs from which the guest has said nothing for the time `quiet`. One whose reader is slow stays open: a
+    /// containerd that is away shall find everything when it comes back.
+    pub async fn close_when_quiet(&self, quiet: Duration) {
+        let mut open = self.open.subscribe();
+        loop {
+            let before = self.progress.moved.load(Ordering::Relaxed);
+            if tokio::time::timeout(quiet, open.wait_for(|open| *open == 0)).await.is_ok() {
+                return;
+            }
+            let held_up = self.progress.held_up.load(Ordering::Relaxed) > 0;
+            if !held_up && self.progress.moved.load(Ordering::Relaxed) == before {
+                self.close_outputs();
+                return;
+            }
         }
     }
 
@@ -186,9 +218,9 @@ impl Io {
     async fn run_dry(&self) {
         let mut open = self.open.subscribe();
         loop {
-            let before = self.moved.load(Ordering::Relaxed);
+            let before = self.progress.moved.load(Ordering::Relaxed);
             if tokio::time::timeout(STALL, open.wait_for(|open| *open == 0)).await.is_ok()
-                || self.moved.load(Ordering::Relaxed) == before
+                || self.progress.moved.load(Ordering::Relaxed) == before
             {
                 return;
             }
@@ -199,7 +231,7 @@ impl Io {
 impl Drop for Io {
     fn drop(&mut self) {
         self.end_input();
-        for output in self.outputs.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+        for output in lock(&self.outputs).iter() {
             output.abort();
         }
     }

@@ -1,16 +1,18 @@
 use std::io::{self, ErrorKind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 use tokio::net::unix::pipe;
 
+use super::Progress;
+
 /// Bytes moved in one go: a fifo's capacity.
 const CHUNK: usize = 64 << 10;
 
-/// Copies what the process writes to containerd, to its end. `moved` counts the bytes.
-pub(super) async fn output(stream: UnixStream, mut fifo: pipe::Sender, moved: Arc<AtomicU64>) {
+/// Copies what the process writes to containerd, to its end.
+pub(super) async fn output(stream: UnixStream, mut fifo: pipe::Sender, progress: Arc<Progress>) {
     let copied: io::Result<()> = async {
         // A stream that has nothing to say holds no buffer.
         while stream.readable().await.is_ok() {
@@ -19,8 +21,11 @@ pub(super) async fn output(stream: UnixStream, mut fifo: pipe::Sender, moved: Ar
                 match stream.try_read(&mut buffer) {
                     Ok(0) => return Ok(()),
                     Ok(count) => {
-                        fifo.write_all(buffer.get(..count).unwrap_or_default()).await?;
-                        moved.fetch_add(count as u64, Ordering::Relaxed);
+                        progress.held_up.fetch_add(1, Ordering::Relaxed);
+                        let written = fifo.write_all(buffer.get(..count).unwrap_or_default()).await;
+                        progress.held_up.fetch_sub(1, Ordering::Relaxed);
+                        written?;
+                        progress.moved.fetch_add(count as u64, Ordering::Relaxed);
                     }
                     Err(error) if error.kind() == ErrorKind::WouldBlock => break,
                     Err(error) if error.kind() == ErrorKind::Interrupted => {}

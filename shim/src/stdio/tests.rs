@@ -18,8 +18,8 @@ async fn output_survives_a_reader_that_goes_and_comes_and_ends_with_the_process(
     let path = fifo(directory.path(), "stdout");
     let sender = output("stdout", &path).unwrap();
     let (host, mut guest) = UnixStream::pair().unwrap();
-    let moved = Arc::new(AtomicU64::new(0));
-    let copying = tokio::spawn(pump::output(host, sender, Arc::clone(&moved)));
+    let progress = Arc::new(Progress::default());
+    let copying = tokio::spawn(pump::output(host, sender, Arc::clone(&progress)));
     let first = std::fs::File::open(&path).unwrap();
     guest.write_all(b"before ").await.unwrap();
     tokio::time::sleep(Duration::from_millis(20)).await;
@@ -35,7 +35,7 @@ async fn output_survives_a_reader_that_goes_and_comes_and_ends_with_the_process(
     drop(guest);
     copying.await.unwrap();
     assert_eq!(reading.await.unwrap(), "before while away");
-    assert_eq!(moved.load(Ordering::Relaxed), 17);
+    assert_eq!(progress.moved.load(Ordering::Relaxed), 17);
 }
 
 #[tokio::test]
@@ -148,12 +148,35 @@ async fn a_writer_that_goes_on_for_ever_does_not_hold_up_a_processs_end() {
     let (host, _guest) = UnixStream::pair().unwrap();
     let io = Io::default();
     io.copy_output(host, output("stdout", &path).unwrap());
-    let moved = Arc::clone(&io.moved);
+    let progress = Arc::clone(&io.progress);
     tokio::spawn(async move {
         loop {
             tokio::time::sleep(STALL / 2).await;
-            moved.fetch_add(1, Ordering::Relaxed);
+            progress.moved.fetch_add(1, Ordering::Relaxed);
         }
     });
     tokio::time::timeout(LAST_WORDS * 2, io.settle()).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_output_that_the_guest_keeps_open_is_closed_when_it_is_quiet_but_not_under_a_slow_reader() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = fifo(directory.path(), "stdout");
+    let mut reader = pipe::OpenOptions::new().open_receiver(&path).unwrap();
+    let (host, mut guest) = UnixStream::pair().unwrap();
+    let io = Arc::new(Io::default());
+    io.copy_output(host, output("stdout", &path).unwrap());
+    // More than the fifo holds.
+    guest.write_all(&[7; 100_000]).await.unwrap();
+    let closing = tokio::spawn({
+        let io = Arc::clone(&io);
+        async move { io.close_when_quiet(Duration::from_millis(50)).await }
+    });
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert!(!closing.is_finished(), "containerd may come back for the rest");
+    let mut all = Vec::new();
+    tokio::time::timeout(STALL, reader.read_to_end(&mut all)).await.unwrap().unwrap();
+    assert_eq!(all.len(), 100_000);
+    closing.await.unwrap();
+    drop(guest);
 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use oci_spec::runtime::Spec;
 use ravelin_policy::{ContainerView, PodIdentity, PolicyConfig, check_container, classify};
 use ravelin_proto::agent::{CreateContainerRequest, NamespaceMode};
+use tokio_util::sync::CancellationToken;
 
 use super::{Container, Init};
 use crate::error::{TaskError, bounded};
@@ -73,13 +74,17 @@ pub fn judge(spec: &Spec, bounding: &[String], pod: &Pod, policy: &PolicyConfig)
 
 /// Makes the container; on an error nothing of it stays.
 ///
+/// `cancelled` is heard while images are made, which may take minutes, and at the end; what is asked of the guest has
+/// deadlines of its own and is taken back when it has come.
+///
 /// # Errors
-/// The policy's refusal, or what could not be had.
+/// The policy's refusal, what could not be had, or that nobody wants the container any more.
 pub async fn create(
     request: Request,
     pod: Arc<Pod>,
     policy: &PolicyConfig,
     neighbours: &Neighbours,
+    cancelled: &CancellationToken,
 ) -> Result<Container, TaskError> {
     let (mut spec, bounding) = spec::load_container(Path::new(&request.bundle)).map_err(TaskError::failed)?;
     judge(&spec, &bounding, &pod, policy)?;
@@ -90,7 +95,11 @@ pub async fn create(
     spec::strip_host(&mut spec);
 
     let layers = async {
-        let layers = pod.layers.prepare(&request.rootfs).await.map_err(TaskError::failed)?;
+        let layers = tokio::select! {
+            biased;
+            () = cancelled.cancelled() => return Err(called_off(&request.id)),
+            layers = pod.layers.prepare(&request.rootfs) => layers.map_err(TaskError::failed)?,
+        };
         pod.extents.hold(&pod.agent, &layers).await.map_err(TaskError::failed)
     };
     let streams = async { fifos.connect(pod.agent.machine(), &ids).await.map_err(TaskError::failed) };
@@ -109,8 +118,14 @@ pub async fn create(
             pid_namespace: pid_namespace.into(),
             pid_target,
         };
+        if cancelled.is_cancelled() {
+            return Err(called_off(&request.id));
+        }
         made.in_guest = true;
         pod.agent.call("create a container", pod.agent.client().create_container(message)).await?;
+        if cancelled.is_cancelled() {
+            return Err(called_off(&request.id));
+        }
         Ok::<Io, TaskError>(io)
     }
     .await;
@@ -132,6 +147,10 @@ pub async fn create(
     }
 }
 
+fn called_off(id: &str) -> TaskError {
+    TaskError::Failed(format!("the creation of the container {id} was called off"))
+}
+
 /// What has been made of a container so far.
 struct Made<'a> {
     pod: &'a Pod,
@@ -144,7 +163,7 @@ impl Made<'_> {
     async fn undo(self) {
         if self.in_guest {
             // The agent may have come to its end although the answer did not come to us.
-            super::remove_from_guest(&self.pod.agent, self.id, "").await;
+            super::remove_from_guest(self.pod, self.id, "").await;
         }
         self.pod.volumes.container_removed(self.id).await;
         self.pod.extents.release(&self.pod.agent, self.layers).await;

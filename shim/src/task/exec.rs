@@ -1,15 +1,19 @@
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 
 use containerd_shim_protos::events::task::TaskExecStarted;
 use ravelin_proto::agent::ExecRequest;
 
-use super::{Container, exit_event, finished, kill, precondition, remove_from_guest, resize, status};
-use crate::agent::AgentError;
+use super::kill::{KILL, kill, remove_from_guest};
+use super::{
+    CLOSING_TERMINAL, Container, deleted_or_gone, exit_event, finished, precondition, resize, status,
+};
 use crate::error::TaskError;
 use crate::events::Publisher;
 use crate::process::{Exit, Life, Phase};
 use crate::sandbox::Sandbox;
 use crate::stdio::{Fifos, Io, Paths};
+use crate::sync::lock;
 
 /// A further process in a container. In the guest it comes to be when it is started.
 #[derive(Debug)]
@@ -21,6 +25,8 @@ pub struct Exec {
     /// The OCI spec's process, JSON.
     process: Vec<u8>,
     life: Life,
+    /// SIGKILL was sent to it.
+    killed: AtomicBool,
     io: Mutex<Option<Arc<Io>>>,
     turn: tokio::sync::Mutex<()>,
 }
@@ -34,6 +40,7 @@ impl Exec {
             paths,
             process,
             life: Life::default(),
+            killed: AtomicBool::new(false),
             io: Mutex::default(),
             turn: tokio::sync::Mutex::default(),
         }
@@ -46,7 +53,7 @@ impl Exec {
     }
 
     fn io(&self) -> Option<Arc<Io>> {
-        self.io.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        lock(&self.io).clone()
     }
 
     /// Starts the process.
@@ -88,12 +95,12 @@ impl Exec {
         let io = match created.await {
             Ok(io) => Arc::new(io),
             Err(error) => {
-                remove_from_guest(agent, &container.id, &self.id).await;
+                remove_from_guest(&container.pod, &container.id, &self.id).await;
                 self.life.set(Phase::Stopped(Exit::now(127)));
                 return Err(error);
             }
         };
-        *self.io.lock().unwrap_or_else(PoisonError::into_inner) = Some(io);
+        *lock(&self.io) = Some(io);
         self.life.set(Phase::Running);
         let mut event = TaskExecStarted::new();
         event.container_id.clone_from(&container.id);
@@ -109,13 +116,19 @@ impl Exec {
         let (sandbox, publisher) = (Arc::clone(sandbox), publisher.clone());
         tokio::spawn(async move {
             let waited = container.agent().wait(&container.id, &exec.id).await;
-            let exit = Exit::now(status(&waited, &sandbox).await);
+            let exit = Exit::now(status(&waited, &sandbox, exec.killed.load(Ordering::Acquire)));
             if let Some(io) = exec.io() {
                 io.end_input();
                 io.settle().await;
             }
             exec.life.set(Phase::Stopped(exit));
             publisher.publish(&exit_event(&container.id, &exec.id, container.pid(), exit));
+            // A terminal ends with its process, though another one may hold it open. Pipes are read to their ends.
+            if exec.paths.terminal
+                && let Some(io) = exec.io()
+            {
+                io.close_when_quiet(CLOSING_TERMINAL).await;
+            }
         });
     }
 
@@ -123,12 +136,21 @@ impl Exec {
     ///
     /// # Errors
     /// When it does not run.
-    pub async fn kill(&self, container: &Container, signal: u32) -> Result<(), TaskError> {
+    pub async fn kill(self: &Arc<Self>, container: &Arc<Container>, signal: u32) -> Result<(), TaskError> {
         match self.life.phase() {
-            Phase::Stopped(_) => Err(finished()),
-            Phase::Created => Err(precondition("process not created")),
-            _ => kill(container.agent(), &container.id, &self.id, signal, false).await,
+            Phase::Stopped(_) => return Err(finished()),
+            Phase::Created => return Err(precondition("process not created")),
+            _ => {}
         }
+        let first = signal == KILL && !self.killed.swap(true, Ordering::AcqRel);
+        kill(&container.pod, &container.id, &self.id, signal, false).await?;
+        if first {
+            let (exec, container) = (Arc::clone(self), Arc::clone(container));
+            tokio::spawn(async move {
+                container.pod.supervisor.see_to_the_end_of(container.agent(), exec.life.ended()).await;
+            });
+        }
+        Ok(())
     }
 
     /// Gives the terminal another size.
@@ -170,11 +192,7 @@ impl Exec {
         self.io_drain().await;
         let request = container.process(&self.id);
         let agent = container.agent();
-        match agent.call("delete a process", agent.client().delete(request)).await {
-            Err(error @ AgentError::Refused { .. }) if error.code() != Some(tonic::Code::NotFound) => {
-                Err(error.into())
-            }
-            _ => Ok(exit),
-        }
+        deleted_or_gone(agent.call("delete a process", agent.client().delete(request)).await)?;
+        Ok(exit)
     }
 }

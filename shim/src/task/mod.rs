@@ -2,13 +2,14 @@
 
 mod create;
 mod exec;
+mod kill;
 
 pub use create::{Neighbours, Request, create, judge};
 pub use exec::Exec;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use containerd_shim_protos::cgroups_v2::metrics::Metrics;
@@ -16,25 +17,28 @@ use containerd_shim_protos::events::task::{
     TaskDelete, TaskExit, TaskOOM, TaskPaused, TaskResumed, TaskStart,
 };
 use protobuf::MessageField;
-use ravelin_proto::agent::{
-    ContainerRequest, KillRequest, ProcessRequest, ResizeTtyRequest, UpdateRequest, WaitResponse,
-};
+use ravelin_proto::agent::{ContainerRequest, ProcessRequest, ResizeTtyRequest, UpdateRequest, WaitResponse};
 
 use crate::agent::{Agent, AgentError};
 use crate::error::{TaskError, chain};
 use crate::events::{Publisher, timestamp};
 use crate::extents::Held;
 use crate::process::{Exit, Life, Phase};
+use crate::sandbox::supervisor::deadline;
 use crate::sandbox::{Pod, Sandbox};
 use crate::stats;
 use crate::stdio::{Io, Paths};
+use crate::sync::lock;
+#[cfg(test)]
+pub(crate) use kill::kill as signal;
+use kill::{KILL, kill, remove_from_guest};
 
 /// Time the carrying back of termination logs may take before the exit is told.
 const COLLECT_DEADLINE: Duration = Duration::from_secs(10);
-/// Time a process has to end after SIGKILL.
-const KILL_DEADLINE: Duration = Duration::from_secs(10);
-/// SIGKILL.
-const KILL: u32 = 9;
+/// Time the outputs of a container that has ended may stay open without a word from the guest.
+const SILENT_OUTPUT: Duration = Duration::from_secs(10);
+/// Time a terminal has to give its last words when its process has ended.
+const CLOSING_TERMINAL: Duration = Duration::from_millis(100);
 
 /// What belongs to a container's first process alone.
 #[derive(Debug)]
@@ -60,6 +64,10 @@ pub struct Container {
     layers: Mutex<Vec<Held>>,
     execs: Mutex<BTreeMap<String, Arc<Exec>>>,
     oom_told: AtomicBool,
+    /// SIGKILL was sent to all that it is.
+    killed: AtomicBool,
+    /// What the guest last said of its use.
+    counters: Mutex<Option<Metrics>>,
     /// One start, exit or deletion at a time, so that their events come in order.
     turn: tokio::sync::Mutex<()>,
 }
@@ -78,6 +86,8 @@ impl Container {
             layers: Mutex::new(init.layers),
             execs: Mutex::default(),
             oom_told: AtomicBool::new(false),
+            killed: AtomicBool::new(false),
+            counters: Mutex::default(),
             turn: tokio::sync::Mutex::default(),
         }
     }
@@ -99,7 +109,7 @@ impl Container {
     }
 
     fn execs(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Exec>>> {
-        self.execs.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.execs)
     }
 
     /// An exec of this container.
@@ -135,7 +145,7 @@ impl Container {
         let (container, sandbox, publisher) = (Arc::clone(self), Arc::clone(sandbox), publisher.clone());
         tokio::spawn(async move {
             let waited = container.agent().wait(&container.id, "").await;
-            let status = status(&waited, &sandbox).await;
+            let status = status(&waited, &sandbox, container.killed.load(Ordering::Acquire));
             let _turn = container.turn.lock().await;
             container.io.end_input();
             let collect = async {
@@ -151,6 +161,10 @@ impl Container {
             let exit = Exit::now(status);
             container.life.set(Phase::Stopped(exit));
             publisher.publish(&exit_event(&container.id, &container.id, container.pid(), exit));
+            // containerd waits for the end of the outputs before it deletes the container. With the first process all
+            // others have ended; a guest that keeps an output open all the same is not waited for.
+            let quiet = if container.terminal { CLOSING_TERMINAL } else { SILENT_OUTPUT };
+            container.io.close_when_quiet(quiet).await;
         });
     }
 
@@ -188,11 +202,19 @@ impl Container {
     ///
     /// # Errors
     /// When it has ended, or there is no such signal.
-    pub async fn kill(&self, signal: u32, all: bool) -> Result<(), TaskError> {
+    pub async fn kill(self: &Arc<Self>, signal: u32, all: bool) -> Result<(), TaskError> {
         if self.life.exit().is_some() {
             return Err(finished());
         }
-        kill(self.agent(), &self.id, "", signal, all).await
+        let first = signal == KILL && !self.killed.swap(true, Ordering::AcqRel);
+        kill(&self.pod, &self.id, "", signal, all).await?;
+        if first {
+            let container = Arc::clone(self);
+            tokio::spawn(async move {
+                container.pod.supervisor.see_to_the_end_of(container.agent(), container.life.ended()).await;
+            });
+        }
+        Ok(())
     }
 
     /// Freezes every process, or lets them go on.
@@ -238,26 +260,44 @@ impl Container {
         Ok(())
     }
 
-    /// The container's counters; of one that has ended, what is left of them.
+    /// The container's counters; of one that has ended, what is left of them. A guest that does not answer at once is not
+    /// waited for: containerd asks one container of the node after another. Its last counters are given.
     ///
     /// # Errors
-    /// When a running container's cannot be had.
-    pub async fn stats(&self) -> Result<Metrics, TaskError> {
-        let request = ContainerRequest { container_id: self.id.clone() };
-        let stats =
-            self.agent().call("read a container's counters", self.agent().client().stats(request)).await;
+    /// When a running container's cannot be had and were never known.
+    pub async fn stats(self: &Arc<Self>) -> Result<Metrics, TaskError> {
+        let mut failed = None;
+        if self.pod.supervisor.expects_answers() {
+            let container = Arc::clone(self);
+            // In a task of its own: an answer that comes late is the last one when the next question comes.
+            let asked = tokio::spawn(async move { container.ask_for_counters().await });
+            match tokio::time::timeout(deadline::COUNTERS, asked).await {
+                Ok(Ok(Ok(()))) => {}
+                Ok(Ok(Err(error))) => failed = Some(error),
+                Ok(Err(_)) | Err(_) => self.pod.supervisor.missed(self.agent()),
+            }
+        }
         let oom = self.oom_told.load(Ordering::Acquire);
-        match stats {
-            Ok(stats) => {
-                let mut metrics = stats::metrics(&stats);
+        let ended = self.life.exit().is_some();
+        match (lock(&self.counters).clone(), failed) {
+            (_, Some(error)) if !ended => Err(error.into()),
+            (Some(mut metrics), _) => {
                 if oom && let Some(events) = metrics.memory_events.as_mut() {
                     events.oom_kill = events.oom_kill.max(1);
                 }
                 Ok(metrics)
             }
-            Err(_) if self.life.exit().is_some() => Ok(stats::of_the_dead(oom)),
-            Err(error) => Err(error.into()),
+            (None, _) if ended => Ok(stats::of_the_dead(oom)),
+            (None, _) => Err(TaskError::Failed("the pod's machine does not tell its counters".to_owned())),
         }
+    }
+
+    async fn ask_for_counters(&self) -> Result<(), AgentError> {
+        let request = ContainerRequest { container_id: self.id.clone() };
+        let mut client = self.agent().client();
+        let stats = self.agent().call("read a container's counters", client.stats(request)).await?;
+        *lock(&self.counters) = Some(stats::metrics(&stats));
+        Ok(())
     }
 
     /// Gives the terminal another size.
@@ -283,7 +323,7 @@ impl Container {
     ///
     /// # Errors
     /// While it runs, or when the guest cannot remove it.
-    pub async fn delete(&self, publisher: &Publisher) -> Result<Exit, TaskError> {
+    pub async fn delete(self: &Arc<Self>, publisher: &Publisher) -> Result<Exit, TaskError> {
         match self.life.phase() {
             Phase::Stopped(_) => {}
             Phase::Created => self.put_down().await,
@@ -300,15 +340,9 @@ impl Container {
         }
         let deleted =
             self.agent().call("delete a container", self.agent().client().delete(self.process(""))).await;
-        match deleted {
-            Err(error @ AgentError::Refused { .. }) if error.code() != Some(tonic::Code::NotFound) => {
-                return Err(error.into());
-            }
-            // Without a machine there is nothing to delete.
-            _ => {}
-        }
+        deleted_or_gone(deleted)?;
         self.pod.volumes.container_removed(&self.id).await;
-        let layers = std::mem::take(&mut *self.layers.lock().unwrap_or_else(PoisonError::into_inner));
+        let layers = std::mem::take(&mut *lock(&self.layers));
         self.pod.extents.release(self.agent(), layers).await;
         self.pod.layers.collect();
         let mut event = TaskDelete::new();
@@ -331,11 +365,12 @@ impl Container {
         Ok(exit)
     }
 
-    async fn put_down(&self) {
-        if let Err(error) = kill(self.agent(), &self.id, "", KILL, true).await {
+    async fn put_down(self: &Arc<Self>) {
+        if let Err(error) = self.kill(KILL, true).await {
             tracing::warn!(container = self.id, "cannot kill a container that was never started: {error}");
         }
-        let _ = tokio::time::timeout(KILL_DEADLINE, self.life.ended()).await;
+        // The supervisor ends the machine if the guest does not obey.
+        let _ = tokio::time::timeout(deadline::KILLED + deadline::REMOVAL, self.life.ended()).await;
     }
 
     fn process(&self, exec_id: &str) -> ProcessRequest {
@@ -344,9 +379,10 @@ impl Container {
 }
 
 /// The exit status to tell for what a wait gave. Of a machine that is gone, the sandbox knows whether that was wanted.
-async fn status(waited: &Result<WaitResponse, AgentError>, sandbox: &Sandbox) -> u32 {
+fn status(waited: &Result<WaitResponse, AgentError>, sandbox: &Sandbox, killed: bool) -> u32 {
     match waited {
         Ok(answer) => answer.exit_status & 0xff,
+        Err(AgentError::Ended { .. }) if killed => crate::sandbox::KILLED,
         Err(AgentError::Ended { .. }) => sandbox.status_of_the_lost(),
         Err(error) => {
             tracing::error!("a process is lost: {}", chain(error));
@@ -355,15 +391,11 @@ async fn status(waited: &Result<WaitResponse, AgentError>, sandbox: &Sandbox) ->
     }
 }
 
-async fn kill(agent: &Agent, id: &str, exec_id: &str, signal: u32, all: bool) -> Result<(), TaskError> {
-    if signal > 64 {
-        return Err(TaskError::InvalidArgument(format!("there is no signal {signal}")));
-    }
-    let request = KillRequest { container_id: id.to_owned(), exec_id: exec_id.to_owned(), signal, all };
-    match agent.call("signal a process", agent.client().kill(request)).await {
-        Ok(_) => Ok(()),
-        // It ended before the signal came.
-        Err(AgentError::Ended { .. }) => Err(finished()),
+/// A deletion in the guest is done when the guest says so, does not know the process, or is gone.
+fn deleted_or_gone<T>(deleted: Result<T, AgentError>) -> Result<(), TaskError> {
+    match deleted {
+        Ok(_) | Err(AgentError::Ended { .. }) => Ok(()),
+        Err(error) if error.code() == Some(tonic::Code::NotFound) => Ok(()),
         Err(error) => Err(error.into()),
     }
 }
@@ -373,25 +405,6 @@ async fn resize(agent: &Agent, id: &str, exec_id: &str, columns: u32, rows: u32)
         ResizeTtyRequest { container_id: id.to_owned(), exec_id: exec_id.to_owned(), columns, rows };
     agent.call("resize a terminal", agent.client().resize_tty(request)).await?;
     Ok(())
-}
-
-/// Removes whatever there may be of a process in the guest after a creation that failed.
-async fn remove_from_guest(agent: &Agent, id: &str, exec_id: &str) {
-    let request = ProcessRequest { container_id: id.to_owned(), exec_id: exec_id.to_owned() };
-    let signal = KillRequest {
-        container_id: id.to_owned(),
-        exec_id: exec_id.to_owned(),
-        signal: KILL,
-        // All would be all of the container, which goes on when an exec fails.
-        all: exec_id.is_empty(),
-    };
-    let killed = agent.call_within("kill a process", KILL_DEADLINE, agent.client().kill(signal)).await;
-    if killed.is_err_and(|error| error.code() == Some(tonic::Code::NotFound)) {
-        return;
-    }
-    let wait = agent.wait(id, exec_id);
-    let _ = tokio::time::timeout(KILL_DEADLINE, wait).await;
-    let _ = agent.call_within("delete a process", KILL_DEADLINE, agent.client().delete(request)).await;
 }
 
 fn exit_event(container_id: &str, id: &str, pid: u32, exit: Exit) -> TaskExit {

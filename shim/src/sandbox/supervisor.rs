@@ -1,0 +1,258 @@
+//! The one owner of the end of a pod's machine: who may order it, how it is brought about, why, and by when.
+//!
+//! Everybody else sends an [`Order`]. A guest that is merely slow or silent is reported and left alone, as a node that
+//! is slow would be: only after somebody has asked for an end do deadlines count. Then a guest that does not answer
+//! loses its machine, because containerd's stop ends containers first and gives up on the first that does not obey.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use ravelin_proto::agent::{Empty, SetClockRequest};
+use tokio::sync::watch;
+
+use super::clock;
+use crate::agent::{Agent, AgentError};
+use crate::machine::{Exit, Machine};
+
+/// Every deadline on the way to an end.
+pub mod deadline {
+    use std::time::Duration;
+
+    /// A guest that is asked to end: for its answer, and again for its end.
+    pub const ASK: Duration = Duration::from_secs(2);
+    /// A machine's process that is told to stop: for its answer, and again for its end. Then SIGKILL.
+    pub const STOP: Duration = Duration::from_secs(1);
+    /// The removal of one thing from the host.
+    pub const REMOVAL: Duration = Duration::from_secs(10);
+    /// The guest's answer to a signal. A SIGKILL that has none by then ends the machine; another signal counts as sent.
+    pub const SIGNAL: Duration = Duration::from_secs(4);
+    /// Pause between the questions whether the guest is alive, while the end of a killed process is awaited.
+    pub const PROBE_PAUSE: Duration = Duration::from_secs(2);
+    /// The guest's answer to such a question.
+    pub const PROBE: Duration = Duration::from_secs(4);
+    /// The end of a process whose SIGKILL a living guest has acknowledged: it may have to wait for a disk.
+    pub const KILLED: Duration = Duration::from_secs(30);
+    /// The guest's answer to a question for counters; then the last ones are given.
+    pub const COUNTERS: Duration = Duration::from_millis(800);
+    /// A guest's silence until it is reported.
+    pub const SILENCE: Duration = Duration::from_secs(10);
+    /// A node that goes down: for the pod's containers to end after SIGTERM.
+    pub const NODE_DOWN: Duration = Duration::from_secs(10);
+    /// What is being made and is to go: containerd waits five seconds for that.
+    pub const UNDO: Duration = Duration::from_secs(4);
+}
+
+/// How a machine is ended, from the gentlest on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum How {
+    /// The guest is asked to end; then as [`How::Stop`].
+    Ask,
+    /// The machine's process is told to stop, as if power were cut; then as [`How::Cut`].
+    Stop,
+    /// The machine's process is killed.
+    Cut,
+}
+
+/// An order to end the machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Order {
+    /// How.
+    pub how: How,
+    /// The sandbox's exit status; [`super::LOST`] if the end was not wanted by who owns the pod.
+    pub status: u32,
+    /// Why, for the log: "the guest did not ...".
+    pub why: &'static str,
+}
+
+/// The hand that ends a machine; clones are the same hand.
+#[derive(Debug, Clone)]
+pub struct Supervisor(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    sandbox_id: String,
+    orders: watch::Sender<Option<Order>>,
+    /// The whole machine stands still because somebody wants it to.
+    frozen: AtomicBool,
+    /// The guest left a question unanswered, and nothing has been heard since.
+    silent: AtomicBool,
+}
+
+impl Supervisor {
+    /// For the sandbox of this id.
+    #[must_use]
+    pub fn new(sandbox_id: &str) -> Self {
+        Self(Arc::new(Inner {
+            sandbox_id: sandbox_id.to_owned(),
+            orders: watch::Sender::new(None),
+            frozen: AtomicBool::new(false),
+            silent: AtomicBool::new(false),
+        }))
+    }
+
+    /// Orders the machine's end; returns at once. A gentler order than the one given before changes nothing.
+    pub fn order(&self, order: Order) {
+        let changed = self.0.orders.send_if_modified(|current| {
+            let old = *current;
+            match old {
+                Some(old) if old.how > order.how => return false,
+                // What was asked for stays the reason of what has to be forced.
+                Some(old) if order.status == super::LOST => *current = Some(Order { how: order.how, ..old }),
+                _ => *current = Some(order),
+            }
+            *current != old
+        });
+        if changed && order.status == super::LOST {
+            tracing::error!(sandbox = self.0.sandbox_id, "the pod's machine is ended: {}", order.why);
+        }
+    }
+
+    /// Orders the end of a machine whose guest did not do what it had to: it is killed.
+    pub fn cut(&self, why: &'static str) {
+        self.order(Order { how: How::Cut, status: super::LOST, why });
+    }
+
+    /// The order in force.
+    #[must_use]
+    pub fn ordered(&self) -> Option<Order> {
+        *self.0.orders.borrow()
+    }
+
+    /// Says that the whole machine stands still on purpose, or goes on.
+    pub(super) fn set_frozen(&self, frozen: bool) {
+        self.0.frozen.store(frozen, Ordering::Release);
+    }
+
+    /// Whether an answer of the guest can be expected soon.
+    #[must_use]
+    pub fn expects_answers(&self) -> bool {
+        !self.0.frozen.load(Ordering::Acquire) && !self.0.silent.load(Ordering::Acquire)
+    }
+
+    /// Says that the guest left a question unanswered. From then on it is asked whether it lives, one question at a time,
+    /// until it answers or its machine ends; a long silence is reported.
+    pub fn missed(&self, agent: &Agent) {
+        if self.0.frozen.load(Ordering::Acquire) || self.0.silent.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let (supervisor, agent) = (self.clone(), agent.clone());
+        tokio::spawn(async move { supervisor.listen(&agent).await });
+    }
+
+    async fn listen(&self, agent: &Agent) {
+        let sandbox = &self.0.sandbox_id;
+        let mut reported = false;
+        let mut patience = deadline::SILENCE;
+        while let Err(error @ AgentError::Timeout { .. }) = probe(agent, patience).await {
+            if !reported && !self.0.frozen.load(Ordering::Acquire) {
+                tracing::error!(
+                    sandbox,
+                    "the pod's guest is silent; it is left alone until its end is asked for: {error}"
+                );
+                reported = true;
+            }
+            patience = Duration::from_secs(60);
+        }
+        self.0.silent.store(false, Ordering::Release);
+        if reported && agent.machine().exited().is_none() {
+            tracing::info!(sandbox, "the pod's guest answers again");
+        }
+    }
+
+    /// Sees to it that a process that a living guest was told to kill ends, or that its machine does.
+    pub async fn see_to_the_end_of<T>(&self, agent: &Agent, ended: impl Future<Output = T>) {
+        let silence = async {
+            loop {
+                tokio::time::sleep(deadline::PROBE_PAUSE).await;
+                if let Err(AgentError::Timeout { .. }) = probe(agent, deadline::PROBE).await {
+                    return "the guest is silent since a process was killed";
+                }
+            }
+        };
+        let why = tokio::select! {
+            _ = ended => return,
+            _ = agent.machine().wait() => return,
+            why = silence => why,
+            () = tokio::time::sleep(deadline::KILLED) => "a process does not end after SIGKILL",
+        };
+        self.cut(why);
+    }
+
+    /// Carries out the orders until the machine has ended. `agent` gives the guest's, once there is one.
+    pub(super) async fn oversee(&self, machine: &Machine, agent: impl Fn() -> Option<Agent>) -> Exit {
+        let mut orders = self.0.orders.subscribe();
+        let mut how = tokio::select! {
+            biased;
+            exit = machine.wait() => return exit,
+            how = stronger(&mut orders, None) => how,
+            () = machine.hung_up() => {
+                self.cut("its process does not keep to the control protocol");
+                How::Cut
+            }
+        };
+        loop {
+            let step = async {
+                match how {
+                    How::Ask => {
+                        if let Some(agent) = agent() {
+                            let mut client = agent.client();
+                            let asked = client.shutdown(Empty {});
+                            // The guest may be gone before its answer is here.
+                            let _ = agent.call_within("end the guest", deadline::ASK, asked).await;
+                            let _ = tokio::time::timeout(deadline::ASK, machine.wait()).await;
+                        }
+                        How::Stop
+                    }
+                    How::Stop => {
+                        if machine.stop(deadline::STOP).await.is_ok() {
+                            let _ = tokio::time::timeout(deadline::STOP, machine.wait()).await;
+                        }
+                        How::Cut
+                    }
+                    How::Cut => {
+                        machine.kill();
+                        tokio::time::sleep(deadline::REMOVAL).await;
+                        let sandbox = &self.0.sandbox_id;
+                        tracing::error!(
+                            sandbox,
+                            "the machine's process {} does not end after SIGKILL",
+                            machine.pid()
+                        );
+                        How::Cut
+                    }
+                }
+            };
+            how = tokio::select! {
+                biased;
+                exit = machine.wait() => return exit,
+                how = stronger(&mut orders, Some(how)) => how,
+                how = step => how,
+            };
+        }
+    }
+}
+
+/// Waits for an order that goes further than `than`.
+async fn stronger(orders: &mut watch::Receiver<Option<Order>>, than: Option<How>) -> How {
+    loop {
+        match *orders.borrow_and_update() {
+            Some(order) if than.is_none_or(|than| order.how > than) => return order.how,
+            _ => {}
+        }
+        if orders.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+/// Asks the guest for a sign of life: it is told the time, which it is told every minute anyway.
+async fn probe(agent: &Agent, patience: Duration) -> Result<(), AgentError> {
+    let request = SetClockRequest { unix_nanos: clock::unix_nanos() };
+    let mut client = agent.client();
+    agent.call_within("hear of the guest", patience, client.set_clock(request)).await.map(drop)
+}
+
+#[cfg(test)]
+#[path = "supervisor_tests.rs"]
+mod tests;

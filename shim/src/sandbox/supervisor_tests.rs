@@ -1,0 +1,107 @@
+use std::collections::HashMap;
+use std::time::Instant;
+
+use ravelin_policy::Size;
+
+use super::*;
+use crate::config::Config;
+use crate::machine::testing;
+use crate::sandbox::plan::Plan;
+use crate::sandbox::{KILLED, LOST, Pod};
+use crate::task::signal;
+
+const ASKED: &str = "it was asked to";
+
+#[test]
+fn what_was_asked_for_stays_the_reason_of_what_has_to_be_forced() {
+    let supervisor = Supervisor::new("s");
+    supervisor.order(Order { how: How::Stop, status: KILLED, why: ASKED });
+    supervisor.order(Order { how: How::Ask, status: 0, why: ASKED });
+    assert_eq!(supervisor.ordered(), Some(Order { how: How::Stop, status: KILLED, why: ASKED }));
+    supervisor.cut("it is silent");
+    assert_eq!(supervisor.ordered(), Some(Order { how: How::Cut, status: KILLED, why: ASKED }));
+}
+
+#[tokio::test]
+async fn a_machine_that_does_not_answer_its_stop_is_killed() {
+    let (machine, _control) = testing::machine();
+    let supervisor = Supervisor::new("s");
+    supervisor.order(Order { how: How::Ask, status: 0, why: ASKED });
+    let started = Instant::now();
+    assert_eq!(supervisor.oversee(&machine, || None).await, Exit::Signal(9));
+    assert!(started.elapsed() < Duration::from_secs(5));
+}
+
+#[tokio::test]
+async fn a_machine_that_hangs_up_and_lives_on_is_killed() {
+    let (machine, control) = testing::machine();
+    let supervisor = Supervisor::new("s");
+    drop(control);
+    let ended = tokio::time::timeout(Duration::from_secs(20), supervisor.oversee(&machine, || None)).await;
+    assert_eq!(ended, Ok(Exit::Signal(9)));
+    assert_eq!(supervisor.ordered().map(|order| order.status), Some(LOST));
+}
+
+/// A pod whose machine runs and whose agent takes connections and never says a word.
+async fn silent_pod() -> Pod {
+    let (machine, control) = testing::machine();
+    testing::connect_to_nobody(control);
+    let agent = Agent::connect(&machine, Duration::from_secs(10), Duration::from_secs(60)).await.unwrap();
+    let plan = Plan {
+        sandbox_id: "s".into(),
+        pod_uid: String::new(),
+        hostname: "s".into(),
+        netns: "/nowhere".into(),
+        cgroups_path: "/nowhere".into(),
+        sysctls: HashMap::new(),
+        size: Size { vcpus: 1, memory_mib: 512, cpu_millis: 1000 },
+        cpu_shares: None,
+        host_ipc: false,
+    };
+    Pod::new(&plan, &Config::default(), agent, Supervisor::new("s"))
+}
+
+#[tokio::test]
+async fn an_unanswered_sigkill_ends_the_machine_and_another_signal_does_not() {
+    let pod = silent_pod().await;
+    let machine = pod.agent.machine().clone();
+    let overseen = {
+        let (supervisor, machine) = (pod.supervisor.clone(), machine.clone());
+        tokio::spawn(async move { supervisor.oversee(&machine, || None).await })
+    };
+    // Whether the process is there is known without the guest.
+    signal(&pod, "c", "", 0, false).await.unwrap();
+    assert!(pod.supervisor.expects_answers());
+    // As a process that stands still takes SIGTERM: it is sent, and nothing happens.
+    signal(&pod, "c", "", 15, false).await.unwrap();
+    assert!(!pod.supervisor.expects_answers());
+    assert_eq!((pod.supervisor.ordered(), machine.exited()), (None, None));
+    let started = Instant::now();
+    signal(&pod, "c", "", 9, true).await.unwrap();
+    assert_eq!(overseen.await.unwrap(), Exit::Signal(9));
+    assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
+}
+
+#[tokio::test]
+async fn a_guest_that_falls_silent_after_a_kill_loses_its_machine() {
+    let pod = silent_pod().await;
+    let never = std::future::pending::<()>();
+    let started = Instant::now();
+    pod.supervisor.see_to_the_end_of(&pod.agent, never).await;
+    assert_eq!(pod.supervisor.ordered().map(|order| order.how), Some(How::Cut));
+    assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
+}
+
+#[tokio::test]
+async fn a_silent_guest_that_nobody_wants_to_end_is_left_alone() {
+    let pod = silent_pod().await;
+    pod.supervisor.set_frozen(true);
+    pod.supervisor.missed(&pod.agent);
+    assert!(!pod.supervisor.expects_answers());
+    pod.supervisor.set_frozen(false);
+    assert!(pod.supervisor.expects_answers());
+    pod.supervisor.missed(&pod.agent);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(!pod.supervisor.expects_answers());
+    assert_eq!((pod.supervisor.ordered(), pod.agent.machine().exited()), (None, None));
+}

@@ -1,0 +1,78 @@
+//! Signals to processes of the guest, and what becomes of a guest that does not obey.
+
+use ravelin_proto::agent::{KillRequest, ProcessRequest};
+
+use super::finished;
+use crate::agent::{Agent, AgentError};
+use crate::error::{TaskError, chain};
+use crate::sandbox::Pod;
+use crate::sandbox::supervisor::deadline;
+
+/// SIGKILL.
+pub(super) const KILL: u32 = 9;
+const UNANSWERED: &str = "its guest did not answer a SIGKILL";
+
+/// Sends a signal to a process of the pod, or to `all` of a container, and returns when the guest has taken it.
+///
+/// A guest that does not answer in time loses its machine if the signal was SIGKILL. Another signal counts as sent, as
+/// it does to a process that stands still: the guest has it when it goes on.
+pub(crate) async fn kill(
+    pod: &Pod,
+    id: &str,
+    exec_id: &str,
+    signal: u32,
+    all: bool,
+) -> Result<(), TaskError> {
+    match signal {
+        // Whether the process exists is known here.
+        0 => return Ok(()),
+        1..=64 => {}
+        _ => return Err(TaskError::InvalidArgument(format!("there is no signal {signal}"))),
+    }
+    let request = KillRequest { container_id: id.to_owned(), exec_id: exec_id.to_owned(), signal, all };
+    let agent = pod.agent.clone();
+    // In a task of its own: a guest that is slow gets the signal even after we have stopped waiting.
+    let sending = tokio::spawn(async move {
+        let mut client = agent.client();
+        agent.call("signal a process", client.kill(request)).await
+    });
+    match tokio::time::timeout(deadline::SIGNAL, sending).await {
+        Ok(Ok(Ok(_))) => Ok(()),
+        // It ended before the signal came.
+        Ok(Ok(Err(AgentError::Ended { .. }))) => Err(finished()),
+        Ok(Ok(Err(error))) => Err(error.into()),
+        Ok(Err(_)) => Err(TaskError::Failed("the signal was cut short".to_owned())),
+        Err(_) if signal == KILL => {
+            pod.supervisor.cut(UNANSWERED);
+            Ok(())
+        }
+        Err(_) => {
+            pod.supervisor.missed(&pod.agent);
+            tracing::warn!(
+                container = id,
+                exec = exec_id,
+                "the guest has not acknowledged signal {signal} yet"
+            );
+            Ok(())
+        }
+    }
+}
+
+/// Removes whatever there may be of a process in the guest after a creation that failed.
+pub(super) async fn remove_from_guest(pod: &Pod, id: &str, exec_id: &str) {
+    let agent: &Agent = &pod.agent;
+    let request = ProcessRequest { container_id: id.to_owned(), exec_id: exec_id.to_owned() };
+    // All would be all of the container, which goes on when an exec fails.
+    match kill(pod, id, exec_id, KILL, exec_id.is_empty()).await {
+        Err(TaskError::NotFound(_)) => return,
+        Err(error) => tracing::debug!(container = id, "cannot kill what was not made: {error}"),
+        Ok(()) => {}
+    }
+    pod.supervisor.see_to_the_end_of(agent, agent.wait(id, exec_id)).await;
+    if let Err(error) = agent.call("delete a process", agent.client().delete(request)).await
+        && error.code() != Some(tonic::Code::NotFound)
+        && agent.machine().exited().is_none()
+    {
+        tracing::warn!(container = id, exec = exec_id, "something stays in the guest: {}", chain(&error));
+    }
+}
