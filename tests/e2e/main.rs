@@ -16,6 +16,7 @@ mod policy;
 mod process_attributes;
 mod resources;
 mod security;
+mod shim_protocol;
 mod start_failures;
 mod stats;
 mod stdio;

@@ -13,6 +13,7 @@ mod leaks;
 mod logs;
 mod pod;
 mod session;
+pub mod shim;
 mod wait;
 
 pub use command::{Finished, Run};

@@ -1,0 +1,59 @@
+#!/usr/bin/env python3
+"""Writes docs/conformance.md from the verdicts of whole runs. usage: conformance.py VERDICTS... > docs/conformance.md"""
+import json
+import pathlib
+import re
+import sys
+
+COLUMNS = ["runc", "fargate", "guest"]
+MARKS = {"passed": "passed", "expected": "refused", "skipped": "skipped", "failed": "**FAILED**"}
+
+runs = [json.loads(pathlib.Path(file).read_text()) for file in sys.argv[1:]]
+runs.sort(key=lambda run: ([int(part) for part in run["containerd"].split(".")], COLUMNS.index(run["column"])))
+
+
+def title(run):
+    return f"{run['column']}, {run['containerd']}"
+
+
+def count(run, verdict):
+    return sum(spec["verdict"] == verdict for spec in run["specs"].values())
+
+
+def short(name):
+    return re.sub(r"\s+", " ", name.removeprefix("[It] [k8s.io] ").removeprefix("[It] ")).replace("|", "\\|")
+
+
+print(f"""# Conformance
+
+critest 1.36.0, Kubernetes's conformance suite for container runtimes, whole and unchanged, on the emulated host; written by `make critest`.
+A column is a runtime and the containerd it ran under: *runc* is the control, *fargate* is Ravelin as it comes, *guest* is Ravelin with
+`[policy] mode = "guest"`. A spec that asks for what a policy refuses must fail, with the policy's words: that counts as *refused*. *skipped* is critest's own
+decision, for example where a containerd does not offer what the spec tests.
+
+| | {' | '.join(title(run) for run in runs)} |
+|---|{'---|' * len(runs)}""")
+for verdict, text in [("passed", "passed"), ("expected", "refused, or failed with a known reason"), ("skipped", "skipped by critest"), ("failed", "failed")]:
+    print(f"| {text} | {' | '.join(str(count(run, verdict)) for run in runs)} |")
+print(f"| left on the host afterwards | {' | '.join('**something**' if run['left'] else 'nothing' for run in runs)} |")
+
+reasons = {}
+names = sorted({name for run in runs for name in run["specs"]}, key=short)
+print(f"\n## Spec by spec\n\n| spec | {' | '.join(title(run) for run in runs)} |\n|---|{'---|' * len(runs)}")
+for name in names:
+    cells = []
+    for run in runs:
+        spec = run["specs"].get(name)
+        if spec is None:
+            cells.append("–")
+            continue
+        mark = MARKS[spec["verdict"]]
+        reason = spec["reason"].splitlines()[0][:200].replace("|", "\\|") if spec["reason"] else ""
+        if reason:
+            mark += f" [{reasons.setdefault(reason, len(reasons) + 1)}]"
+        cells.append(mark)
+    print(f"| {short(name)} | {' | '.join(cells)} |")
+if reasons:
+    print("\n## Reasons\n")
+    for reason, number in reasons.items():
+        print(f"{number}. {reason}")

@@ -1,0 +1,230 @@
+//! The shim's own protocol, without a containerd between: what every version writes to it, a task's life in every
+//! state, and what two hundred lives leave in it.
+
+use containerd_shim_protos::api::{
+    PauseRequest, PidsRequest, ResumeRequest, StatsRequest, UpdateTaskRequest,
+};
+use containerd_shim_protos::cgroups_v2::metrics::Metrics;
+use containerd_shim_protos::protobuf::well_known_types::any::Any;
+use containerd_shim_protos::protobuf::{Message, MessageField};
+use std::time::Duration;
+
+use ravelin_tests::shim::{Bootstrap, Shim, descriptors, holdings};
+use ravelin_tests::{Host, until};
+use serde_json::json;
+use ttrpc::Code;
+
+/// Runs until it is killed, and says when it has begun.
+const IDLE: &str = "echo begun; while :; do sleep 1000; done";
+
+fn context() -> ttrpc::context::Context {
+    ttrpc::context::with_duration(ravelin_tests::PATIENCE)
+}
+
+/// The code of what must not succeed.
+#[track_caller]
+fn code<T: std::fmt::Debug>(result: Result<T, (Code, String)>) -> Code {
+    match result {
+        Ok(done) => panic!("it succeeded: {done:?}"),
+        Err((code, _)) => code,
+    }
+}
+
+#[test]
+fn every_versions_start_gets_a_shim_that_ends_when_it_is_not_needed() {
+    let Some(host) = Host::shared_with_ravelin() else { return };
+    for bootstrap in [Bootstrap::Nothing, Bootstrap::Options, Bootstrap::Params] {
+        let shim = Shim::start(&host, bootstrap);
+        let pid = shim.connect();
+        assert!(pid > 1, "{bootstrap:?}");
+        shim.goodbye(pid);
+    }
+}
+
+#[test]
+fn a_tasks_life_is_told_in_order_and_refused_out_of_order() {
+    let Some(host) = Host::shared_with_ravelin() else { return };
+    let shim = Shim::start(&host, Bootstrap::Params);
+    assert_eq!(code(shim.state("nobody", "")), Code::NOT_FOUND);
+    assert_eq!(code(shim.create("early", "exit 0")), Code::FAILED_PRECONDITION);
+    shim.run_sandbox();
+    assert_eq!(shim.state(&shim.id, "").as_deref(), Ok("RUNNING"));
+    assert_eq!(code(shim.delete(&shim.id, "")), Code::FAILED_PRECONDITION);
+
+    // From its creation to its deletion.
+    let output = shim.create("short", "echo out; echo err >&2; exit 7").expect("a container");
+    assert_eq!(shim.state("short", "").as_deref(), Ok("CREATED"));
+    shim.start_process("short", "").expect("it starts");
+    assert_eq!(shim.wait("short", ""), Ok(7));
+    assert_eq!(output.whole(), ("out\n".to_owned(), "err\n".to_owned()));
+    assert_eq!(shim.state("short", "").as_deref(), Ok("STOPPED"));
+    assert_eq!(code(shim.start_process("short", "")), Code::FAILED_PRECONDITION);
+    assert_eq!(code(shim.kill("short", "", 15)), Code::NOT_FOUND);
+    // The counters of the dead are asked for: containerd tells by them who was killed for memory.
+    stats(&shim, "short");
+    assert_eq!(shim.wait("short", ""), Ok(7), "a wait after the end");
+    assert_eq!(shim.delete("short", "").expect("it can be deleted").exit_status, 7);
+    assert_eq!(code(shim.delete("short", "")), Code::NOT_FOUND);
+    shim.expect_events("short", &["create short", "start short", "exit short 7", "delete short"]);
+
+    // Deleted without ever having been started.
+    let output = shim.create("never", "echo never").expect("a container");
+    assert_eq!(code(shim.create("never", "echo twice")), Code::ALREADY_EXISTS);
+    shim.delete("never", "").expect("it can be deleted");
+    assert_eq!(output.whole().0, "");
+
+    // Execs in every state.
+    let output = shim.create("long", IDLE).expect("a container");
+    assert_eq!(code(shim.wait("nobody", "")), Code::NOT_FOUND);
+    shim.start_process("long", "").expect("it starts");
+    let exec = shim.exec("long", "e1", "echo in an exec; exit 3").expect("an exec");
+    assert_eq!(shim.state("long", "e1").as_deref(), Ok("CREATED"));
+    assert_eq!(code(shim.exec("long", "e1", "true")), Code::ALREADY_EXISTS);
+    shim.start_process("long", "e1").expect("it starts");
+    assert_eq!(shim.wait("long", "e1"), Ok(3));
+    assert_eq!(exec.whole().0, "in an exec\n");
+    shim.delete("long", "e1").expect("it can be deleted");
+    let exec = shim.exec("long", "e2", IDLE).expect("an exec");
+    shim.start_process("long", "e2").expect("it starts");
+    assert_eq!(code(shim.delete("long", "e2")), Code::FAILED_PRECONDITION);
+    shim.kill("long", "e2", 9).expect("it can be killed");
+    assert_eq!(shim.wait("long", "e2"), Ok(137));
+    assert_eq!(exec.whole().0, "begun\n");
+    shim.delete("long", "e2").expect("it can be deleted");
+    drop(shim.exec("long", "e3", "true").expect("an exec"));
+    shim.delete("long", "e3").expect("one that was never started can be deleted");
+
+    // Paused, resumed, limited, counted.
+    let mut pause = PauseRequest::new();
+    pause.id = "long".to_owned();
+    shim.tasks().pause(context(), &pause).expect("it can be paused");
+    assert_eq!(shim.state("long", "").as_deref(), Ok("PAUSED"));
+    let mut resume = ResumeRequest::new();
+    resume.id = "long".to_owned();
+    shim.tasks().resume(context(), &resume).expect("it can be resumed");
+    assert_eq!(shim.state("long", "").as_deref(), Ok("RUNNING"));
+    let mut update = UpdateTaskRequest::new();
+    update.id = "long".to_owned();
+    let mut limits = Any::new();
+    limits.type_url = "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources".to_owned();
+    limits.value = json!({ "memory": { "limit": 64 << 20 } }).to_string().into_bytes();
+    update.resources = MessageField::some(limits);
+    shim.tasks().update(context(), &update).expect("it can be limited");
+    assert_eq!(stats(&shim, "long").memory.usage_limit, 64 << 20);
+    let mut pids = PidsRequest::new();
+    pids.id = "long".to_owned();
+    assert!(!shim.tasks().pids(context(), &pids).expect("it has processes").processes.is_empty());
+    assert_eq!(code(shim.delete("long", "")), Code::FAILED_PRECONDITION);
+    shim.kill("long", "", 9).expect("it can be killed");
+    assert_eq!(shim.wait("long", ""), Ok(137));
+    assert_eq!(output.whole().0, "begun\n");
+    shim.delete("long", "").expect("it can be deleted");
+    shim.expect_events(
+        "long",
+        &[
+            "create long",
+            "start long",
+            "exec-added long/e1",
+            "exec-started long/e1",
+            "exit long/e1 3",
+            "exec-added long/e2",
+            "exec-started long/e2",
+            "exit long/e2 137",
+            "exec-added long/e3",
+            "paused long",
+            "resumed long",
+            "exit long 137",
+            "delete long",
+        ],
+    );
+
+    // The kernel's kill for memory is told before the exit.
+    let limited = |spec: &mut serde_json::Value| {
+        spec["linux"]["resources"]["memory"] = json!({ "limit": 16 << 20 });
+    };
+    shim.create_with("hungry", "exec tail /dev/zero", limited).expect("a container");
+    shim.start_process("hungry", "").expect("it starts");
+    assert_eq!(shim.wait("hungry", ""), Ok(137));
+    assert!(stats(&shim, "hungry").memory_events.oom_kill > 0);
+    shim.delete("hungry", "").expect("it can be deleted");
+    shim.expect_events(
+        "hungry",
+        &["create hungry", "start hungry", "oom hungry", "exit hungry 137", "delete hungry"],
+    );
+    shim.remove_sandbox();
+    let id = shim.id.as_str();
+    let events =
+        [format!("create {id}"), format!("start {id}"), format!("exit {id} 137"), format!("delete {id}")];
+    shim.expect_events(id, &events.each_ref().map(String::as_str));
+}
+
+/// Twenty lives, or as many as `RAVELIN_CYCLES` says.
+#[test]
+fn many_lives_leave_nothing_in_the_shim_and_the_machine() {
+    let Some(host) = Host::shared_with_ravelin() else { return };
+    let cycles: usize = std::env::var("RAVELIN_CYCLES").ok().and_then(|text| text.parse().ok()).unwrap_or(20);
+    let shim = Shim::start(&host, Bootstrap::Nothing);
+    shim.run_sandbox();
+    let mut pids = PidsRequest::new();
+    pids.id.clone_from(&shim.id);
+    let machine = shim.tasks().pids(context(), &pids).expect("the sandbox has a process").processes[0].pid;
+    let processes = [shim.connect(), machine];
+    let mounts = || std::fs::read_to_string("/proc/self/mountinfo").expect("mounts").lines().count();
+
+    let live = || {
+        let output = shim.create("cycle", IDLE).expect("a container");
+        shim.start_process("cycle", "").expect("it starts");
+        let exec = shim.exec("cycle", "e", "exit 5").expect("an exec");
+        shim.start_process("cycle", "e").expect("it starts");
+        assert_eq!(shim.wait("cycle", "e"), Ok(5));
+        shim.delete("cycle", "e").expect("it can be deleted");
+        shim.kill("cycle", "", 9).expect("it can be killed");
+        assert_eq!(shim.wait("cycle", ""), Ok(137));
+        shim.delete("cycle", "").expect("it can be deleted");
+        (output.whole(), exec.whole());
+    };
+    // What is made once and kept is made by then.
+    for _ in 0..5 {
+        live();
+    }
+    let before = (processes.map(holdings), mounts());
+    for _ in 0..cycles {
+        live();
+    }
+    // Threads that wait for work end after a while.
+    let settled = until(Duration::from_secs(120), || {
+        let now = (processes.map(holdings), mounts());
+        let same =
+            now.0.iter().zip(&before.0).all(|(now, before)| {
+                now.descriptors <= before.descriptors && now.threads <= before.threads + 2
+            });
+        (same && now.1 == before.1).then_some(())
+    });
+    assert!(
+        settled.is_some(),
+        "{before:?} before, {:?} after {cycles} lives; the shim's descriptors:\n{}",
+        (processes.map(holdings), mounts()),
+        descriptors(processes[0]).join("\n")
+    );
+    for (now, before) in processes.map(holdings).iter().zip(&before.0) {
+        let grown = now.own_kib.saturating_sub(before.own_kib);
+        println!("{before:?} -> {now:?} after {cycles} lives");
+        // The machine's own includes what the guest's page cache took: only the shim's is bounded here.
+        if before.own_kib < 64 << 10 {
+            assert!(grown < 1024 + cycles * 4, "{before:?} grew to {now:?} in {cycles} lives");
+        }
+    }
+    shim.remove_sandbox();
+}
+
+/// A container's counters.
+#[track_caller]
+fn stats(shim: &Shim<'_>, id: &str) -> Box<Metrics> {
+    let mut request = StatsRequest::new();
+    request.id = id.to_owned();
+    let stats = shim
+        .tasks()
+        .stats(context(), &request)
+        .unwrap_or_else(|error| panic!("no statistics of {id}: {error}"));
+    Box::new(Metrics::parse_from_bytes(&stats.stats.value).expect("metrics of cgroup v2"))
+}
