@@ -5,9 +5,10 @@ use std::net::IpAddr;
 
 use futures_util::TryStreamExt;
 use ravelin_proto::agent as api;
+use rtnetlink::packet_core::DefaultNla;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags};
 use rtnetlink::packet_route::link::LinkAttribute;
-use rtnetlink::packet_route::route::RouteScope;
+use rtnetlink::packet_route::route::{RouteAttribute, RouteMetric, RouteScope};
 use rtnetlink::{Handle, LinkUnspec, RouteMessageBuilder};
 
 use crate::error::{AgentError, Result};
@@ -135,11 +136,33 @@ async fn add_route(handle: &Handle, index: u32, route: &api::Route) -> Result<()
     if route.onlink {
         message = message.onlink();
     }
-    let done = handle.route().add(message.build()).replace().execute().await;
+    let mut message = message.build();
+    let metrics: Vec<_> = route.metrics.iter().filter_map(metric).collect();
+    if !metrics.is_empty() {
+        message.attributes.push(RouteAttribute::Metrics(metrics));
+    }
+    let done = handle.route().add(message).replace().execute().await;
     done.map_err(|error| {
         let to = if route.destination.is_empty() { "default" } else { &route.destination };
         failed(&format!("add the route {to} via {:?} dev {}", route.gateway, route.device), &error)
     })
+}
+
+/// A route's metric as the kernel is told it; `None` for a congestion control that this kernel does not have: the pod is
+/// better off with another than without its route.
+fn metric(metric: &api::RouteMetric) -> Option<RouteMetric> {
+    let name = &metric.congestion_control;
+    if name.is_empty() {
+        let kind = u16::try_from(metric.kind).ok()?;
+        return Some(RouteMetric::Other(DefaultNla::new(kind, metric.value.to_ne_bytes().to_vec())));
+    }
+    let known =
+        std::fs::read_to_string("/proc/sys/net/ipv4/tcp_available_congestion_control").unwrap_or_default();
+    if known.split_whitespace().any(|known| known == name) {
+        return Some(RouteMetric::CcAlgo(name.clone()));
+    }
+    crate::log!("a route asks for the congestion control {name:?}, which this kernel does not have");
+    None
 }
 
 fn index_of(indexes: &HashMap<&str, u32>, name: &str) -> Result<u32> {
@@ -169,6 +192,20 @@ fn failed(attempt: &str, error: &rtnetlink::Error) -> AgentError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_unknown_congestion_control_is_left_out_and_every_number_is_kept() {
+        use rtnetlink::packet_core::Nla;
+        let told = |kind, value, name: &str| {
+            metric(&api::RouteMetric { kind, value, congestion_control: name.to_owned() })
+        };
+        let mtu = told(2, 1400, "").unwrap();
+        let mut value = [0; 4];
+        mtu.emit_value(&mut value);
+        assert_eq!((mtu.kind(), u32::from_ne_bytes(value)), (2, 1400));
+        assert_eq!(told(16, 0, "no-such-control"), None);
+        assert_eq!(told(70_000, 1, ""), None);
+    }
 
     #[test]
     fn addresses_need_a_fitting_prefix() {

@@ -55,12 +55,13 @@ fn a_hung_machine_stalls_nobody_and_is_removed_when_that_is_asked_for() {
 
     let asked = Instant::now();
     assert!(counted(&first.id) && counted(&second.id), "the last counters are not given");
-    let limit = Duration::from_secs(15);
+    // On silicon it is seconds. A call that waits for the guest instead takes two minutes, and the removal would fail.
+    let limit = Duration::from_secs(90);
     assert!(asked.elapsed() < limit, "the statistics took {:?}", asked.elapsed());
     let asked = Instant::now();
     pod.stop();
     pod.remove();
-    assert!(asked.elapsed() < limit + Duration::from_secs(5), "the removal took {:?}", asked.elapsed());
+    assert!(asked.elapsed() < limit, "the removal took {:?}", asked.elapsed());
     traces.assert_gone();
 }
 

@@ -181,7 +181,8 @@ fn many_lives_leave_nothing_in_the_shim_and_the_machine() {
         shim.kill("cycle", "", 9).expect("it can be killed");
         assert_eq!(shim.wait("cycle", ""), Ok(137));
         shim.delete("cycle", "").expect("it can be deleted");
-        (output.whole(), exec.whole());
+        output.whole();
+        exec.whole();
     };
     // What is made once and kept is made by then.
     for _ in 0..5 {

@@ -5,8 +5,9 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv6Addr};
 
 use futures_util::TryStreamExt;
-use ravelin_proto::agent::{Interface, Neighbour, Route};
+use ravelin_proto::agent::{Interface, Neighbour, Route, RouteMetric};
 use rtnetlink::Handle;
+use rtnetlink::packet_core::Nla;
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
 use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
@@ -14,8 +15,8 @@ use rtnetlink::packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
 };
 use rtnetlink::packet_route::route::{
-    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteNextHop, RouteProtocol,
-    RouteType, RouteVia,
+    self as kernel, RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteNextHop,
+    RouteProtocol, RouteType, RouteVia,
 };
 
 use super::{GuestNetwork, NetworkError, TAP_NAME, netlink};
@@ -243,6 +244,7 @@ fn guest_route(message: &RouteMessage, index: u32, device: &str) -> Option<Route
             }
             RouteAttribute::PrefSource(from) => route.source = text(from)?,
             RouteAttribute::Priority(priority) => route.priority = *priority,
+            RouteAttribute::Metrics(metrics) => route.metrics = metrics.iter().filter_map(metric).collect(),
             other => set_gateway(&mut route, other)?,
         }
     }
@@ -254,6 +256,22 @@ fn guest_route(message: &RouteMessage, index: u32, device: &str) -> Option<Route
         }
     }
     Some(route)
+}
+
+/// One of a route's metrics, also one that only the kernel knows; `None` if it is no number.
+fn metric(metric: &kernel::RouteMetric) -> Option<RouteMetric> {
+    let mut told = RouteMetric { kind: u32::from(metric.kind()), ..RouteMetric::default() };
+    if let kernel::RouteMetric::CcAlgo(name) = metric {
+        told.congestion_control.clone_from(name);
+        return Some(told);
+    }
+    let mut value = [0; 4];
+    if metric.value_len() != value.len() {
+        return None;
+    }
+    metric.emit_value(&mut value);
+    told.value = u32::from_ne_bytes(value);
+    Some(told)
 }
 
 /// `None` when the gateway is of a kind that the guest cannot be told.

@@ -85,7 +85,8 @@ async fn the_guest_gets_what_the_cni_configured() {
     ip(&format!("-n {pod} addr add 10.8.0.2/24 dev eth1"));
     ip(&format!("-n {pod} route add 10.8.1.0/24 via 10.8.0.1 dev eth1"));
     ip(&format!("-n {pod} route add 169.254.1.1 dev eth0 scope link"));
-    ip(&format!("-n {pod} route add default via 169.254.1.1 dev eth0 onlink"));
+    let metrics = "mtu lock 1300 advmss 1260 window 9000 rtt 50ms initcwnd 20 congctl reno";
+    ip(&format!("-n {pod} route add default via 169.254.1.1 dev eth0 onlink {metrics}"));
     ip(&format!("-n {pod} route add 10.77.0.0/16 via 10.9.0.9 metric 7 src 10.9.0.2"));
     ip(&format!("-n {pod} -6 route add default via fe80::1 dev eth0"));
     ip(&format!("-n {pod} neigh add 169.254.1.1 lladdr ee:ee:ee:ee:ee:ee dev eth0 nud permanent"));
@@ -112,6 +113,22 @@ async fn the_guest_gets_what_the_cni_configured() {
     assert!(text.contains(&"10.77.0.0/16|10.9.0.9|10.9.0.2|0|4|7|false".to_owned()), "{text:?}");
     assert!(text.contains(&"|fe80::1||0|6|1024|false".to_owned()), "{text:?}");
     assert_eq!(text.len(), 4, "{text:?}");
+    let default = guest.routes.iter().find(|route| route.onlink).unwrap();
+    let mut metrics: Vec<_> =
+        default.metrics.iter().map(|m| (m.kind, m.value, m.congestion_control.as_str())).collect();
+    metrics.sort_unstable();
+    // linux/rtnetlink.h: RTAX_LOCK (bit 2: the MTU), MTU, WINDOW, RTT (in eighths of a millisecond), ADVMSS, INITCWND,
+    // CC_ALGO.
+    let expected = [
+        (1, 4, ""),
+        (2, 1300, ""),
+        (3, 9000, ""),
+        (4, 400, ""),
+        (8, 1260, ""),
+        (11, 20, ""),
+        (16, 0, "reno"),
+    ];
+    assert_eq!(metrics, expected);
 
     assert_eq!(guest.neighbours.len(), 1);
     assert_eq!(guest.neighbours[0].address, "169.254.1.1");
