@@ -290,7 +290,7 @@ mod tests {
             serde_json::from_slice(&known_capabilities(process.to_string().into_bytes())).unwrap();
         assert_eq!(exec["capabilities"]["effective"], json!(["CAP_KILL", "CAP_CHOWN"]));
         assert_eq!(known_capabilities(b"nonsense".to_vec()), b"nonsense");
-        std::fs::write(bundle.path().join(CONFIG), "[]").unwrap();
+        std::fs::write(bundle.path().join(CONFIG), "{").unwrap();
         assert!(load_container(bundle.path()).is_err());
     }
 

@@ -84,7 +84,7 @@ fn a_tasks_life_is_told_in_order_and_refused_out_of_order() {
     assert_eq!(shim.wait("long", "e1"), Ok(3));
     assert_eq!(exec.whole().0, "in an exec\n");
     shim.delete("long", "e1").expect("it can be deleted");
-    let exec = shim.exec("long", "e2", IDLE).expect("an exec");
+    let exec = shim.exec("long", "e2", "echo begun; exec sleep 1000").expect("an exec");
     shim.start_process("long", "e2").expect("it starts");
     assert_eq!(code(shim.delete("long", "e2")), Code::FAILED_PRECONDITION);
     shim.kill("long", "e2", 9).expect("it can be killed");
