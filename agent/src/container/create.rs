@@ -90,6 +90,7 @@ fn build(
     )?;
     let mut tree = Tree::new(&rootfs).attempt(|| format!("open {}", rootfs.display()))?;
     destinations::prepare(&mut tree, completed.spec.mounts_mut().as_mut().unwrap_or(&mut Vec::new()))?;
+    nodes::leave_out_below_mounts(&mut completed.spec);
     if let Some(process) = completed.spec.process() {
         working_directory::make(process.cwd(), &tree)?;
     }

@@ -61,7 +61,7 @@ const FLAGS: [&str; 39] = [
 ];
 
 /// Options that runc knows and that change nothing about the mounts a container can have.
-const IDLE: [&str; 12] = [
+const IDLE: [&str; 17] = [
     "symfollow",
     "dirsync",
     "mand",
@@ -74,6 +74,12 @@ const IDLE: [&str; 12] = [
     "loud",
     "lazytime",
     "nolazytime",
+    // containerd passes on what the node's cgroup hierarchy is mounted with: the guest's has options of its own.
+    "nsdelegate",
+    "memory_recursiveprot",
+    "memory_localevents",
+    "memory_hugetlb_accounting",
+    "favordynmods",
 ];
 
 /// File systems that a container can have mounted, with the options of their own.
@@ -85,7 +91,7 @@ const FILE_SYSTEMS: [(&str, &[&str]); 8] = [
     ("devpts", &["newinstance", "ptmxmode", "mode", "uid", "gid", "max"]),
     ("mqueue", &[]),
     ("cgroup", &[]),
-    ("cgroup2", &["nsdelegate", "memory_recursiveprot", "memory_localevents"]),
+    ("cgroup2", &[]),
 ];
 
 /// Whether something that exists is mounted, rather than a new file system.
@@ -184,6 +190,7 @@ mod tests {
             allowed(&mount("bind", &["rbind", "rprivate", "nosymfollow", "silent"])).unwrap(),
             ["rbind", "rnosymfollow"]
         );
+        assert_eq!(allowed(&mount("cgroup", &["ro", "nsdelegate", "memory_recursiveprot"])).unwrap(), ["ro"]);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::sync::{Mutex, PoisonError};
 
 use oci_spec::runtime::Mount;
 use ravelin_proto::agent as api;
-use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, mkdirat, openat2};
+use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, mkdirat, openat, openat2};
 use rustix::mount::{
     MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount, mount_bind,
     mount_change, move_mount, open_tree, unmount,
@@ -204,6 +204,7 @@ pub(super) fn walk(volume: &Path, sub_path: &Path, missing: Missing) -> Result<O
         Err(rustix::io::Errno::NOENT) if missing != Missing::Refuse => {}
         found => return found.attempt(attempt),
     }
+    let own = flags | OFlags::NOFOLLOW | OFlags::DIRECTORY;
     let mut done = PathBuf::new();
     let mut here = root.as_fd().try_clone_to_owned().attempt(attempt)?;
     let mut made = false;
@@ -216,7 +217,12 @@ pub(super) fn walk(volume: &Path, sub_path: &Path, missing: Missing) -> Result<O
                     Err(rustix::io::Errno::EXIST) => false,
                     other => other.map(|()| true).attempt(attempt)?,
                 };
-                openat2(&root, &done, flags, Mode::empty(), resolve)
+                if made {
+                    // The directory itself: whoever shares the volume may have put a link in its place.
+                    openat(&here, Path::new(part.as_os_str()), own, Mode::empty())
+                } else {
+                    openat2(&root, &done, flags, Mode::empty(), resolve)
+                }
             }
             found => {
                 made = false;

@@ -2,9 +2,9 @@
 
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::{LinuxDevice, LinuxDeviceBuilder, LinuxDeviceCgroup, LinuxDeviceType};
+use oci_spec::runtime::{LinuxDevice, LinuxDeviceBuilder, LinuxDeviceCgroup, LinuxDeviceType, Spec};
 
 use crate::error::{AgentError, Attempt, Result};
 
@@ -48,6 +48,19 @@ pub fn choose(
             Ok(found)
         })
         .collect()
+}
+
+/// Takes out the nodes that would be made in a volume: they would stay there, and others who have it could put a link in
+/// their place.
+pub fn leave_out_below_mounts(spec: &mut Spec) {
+    let mounts: Vec<PathBuf> =
+        spec.mounts().iter().flatten().map(|mount| mount.destination().clone()).collect();
+    let in_a_volume = |device: &LinuxDevice| {
+        mounts.iter().any(|mount| mount != Path::new("/dev") && device.path().starts_with(mount))
+    };
+    if let Some(devices) = spec.linux_mut().as_mut().and_then(|linux| linux.devices_mut().as_mut()) {
+        devices.retain(|device| !in_a_volume(device));
+    }
 }
 
 fn names_everything(rule: &LinuxDeviceCgroup) -> bool {

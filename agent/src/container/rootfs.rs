@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use rustix::fs::CWD;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, UnmountFlags,
-    fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, mount_change, move_mount,
-    unmount,
+    fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, mount_bind, mount_change,
+    move_mount, unmount,
 };
 
 use crate::error::{AgentError, Attempt, Result};
@@ -23,7 +23,14 @@ pub fn mount(id: &str, layers: &[u32]) -> Result<PathBuf> {
     if layers.is_empty() {
         return Err(AgentError::Invalid(format!("container {id} has no image layer")));
     }
-    let target = paths::container(id).join("rootfs");
+    let directory = paths::container(id);
+    fs::create_dir_all(&directory).attempt(|| format!("create {}", directory.display()))?;
+    // One private mount holds all that is mounted for the container. What containers mount over a volume that they share
+    // can cover the volume's mount below, but not this one, by which everything is taken away again.
+    mount_bind(&directory, &directory)
+        .and_then(|()| mount_change(&directory, MountPropagationFlags::PRIVATE))
+        .attempt(|| format!("mount {}", directory.display()))?;
+    let target = directory.join("rootfs");
     let scratch = paths::container_scratch(id);
     let (upper, work) = (scratch.join("upper"), scratch.join("work"));
     for dir in [&target, &upper, &work] {
@@ -65,46 +72,80 @@ fn overlay(lower: &[PathBuf], upper: &Path, work: &Path, target: &Path) -> io::R
     Ok(())
 }
 
-/// Unmounts what [`mount`] mounted and gives the scratch space back, the latter in the background.
+/// Unmounts what was mounted for a container and gives the scratch space back, the latter in the background.
 pub fn unmount_and_clear(id: &str) {
     let directory = paths::container(id);
-    let mut clean = true;
-    for mounted in mounts_below(&directory) {
-        // What containers mounted below a shared volume is not taken away from the others.
-        let _ = mount_change(&mounted, MountPropagationFlags::PRIVATE | MountPropagationFlags::REC);
-        match unmount(&mounted, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
-            // Not mounted: creating the container failed before that.
-            Ok(()) | Err(rustix::io::Errno::INVAL) => {}
-            Err(error) => {
-                clean = false;
-                crate::log!("cannot unmount {}: {error}", mounted.display());
-            }
+    // What containers mounted below a shared volume is not taken away from the others.
+    let _ = mount_change(&directory, MountPropagationFlags::PRIVATE | MountPropagationFlags::REC);
+    match unmount(&directory, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
+        // Not mounted: creating the container failed before that.
+        Ok(()) | Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => {
+            let _ = fs::remove_dir_all(&directory);
         }
-    }
-    if clean {
-        // Never through a mount that is still there, into a volume.
-        let _ = fs::remove_dir_all(&directory);
+        // Its files are not removed through mounts that are still there, into a volume.
+        Err(error) => crate::log!("cannot unmount {}: {error}", directory.display()),
     }
     let scratch = paths::container_scratch(id);
     // Renamed at once, so that the id is free; removed when there is time.
-    let trash = Path::new(paths::SCRATCH).join("trash").join(format!("{id}-{}", unique()));
+    let home = Path::new(paths::SCRATCH).join("trash");
+    let trash = home.join(format!("{id}-{}", unique()));
     if fs::rename(&scratch, &trash).is_ok() {
-        std::thread::spawn(move || fs::remove_dir_all(&trash));
+        let removing = std::thread::Builder::new().name("trash".to_owned());
+        // Without a thread it stays until the pod ends.
+        if let Err(error) = removing.spawn(move || remove_tree(trash, &home)) {
+            crate::log!("cannot remove what the container {id} wrote: {error}");
+        }
     }
 }
 
-/// What the agent mounted in a container's directory: its root and its bind sources.
-fn mounts_below(directory: &Path) -> Vec<PathBuf> {
-    let mut mounts = vec![directory.join("rootfs")];
-    if let Ok(entries) = fs::read_dir(directory.join("mounts")) {
-        mounts.extend(entries.flatten().map(|entry| entry.path()));
+/// Removes a tree that a container made, however deep it is: directories are moved up to `home` one by one, so that neither
+/// the stack nor the descriptors that are open grow with its depth.
+fn remove_tree(tree: PathBuf, home: &Path) {
+    let mut left = vec![tree];
+    while let Some(directory) = left.pop() {
+        for entry in fs::read_dir(&directory).into_iter().flatten().flatten() {
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                let flat = home.join(format!("part-{}", unique()));
+                if fs::rename(entry.path(), &flat).is_ok() {
+                    left.push(flat);
+                }
+            } else {
+                let _ = fs::remove_file(entry.path());
+            }
+        }
+        let _ = fs::remove_dir(&directory);
     }
-    mounts.retain(|path| path.exists());
-    mounts
 }
 
 fn unique() -> u64 {
     use std::sync::atomic::{AtomicU64, Ordering};
     static NEXT: AtomicU64 = AtomicU64::new(0);
     NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::fs::{Mode, OFlags, mkdirat, openat};
+
+    use super::*;
+
+    #[test]
+    fn a_tree_of_any_depth_and_width_is_removed() {
+        let home = tempfile::tempdir().unwrap();
+        let tree = home.path().join("tree");
+        fs::create_dir_all(tree.join("wide")).unwrap();
+        for name in 0..100 {
+            fs::create_dir(tree.join(format!("wide/{name}"))).unwrap();
+            std::os::unix::fs::symlink("/etc", tree.join(format!("wide/{name}/link"))).unwrap();
+        }
+        // Deeper than any path can name, and than a stack has room for.
+        let mut at = rustix::fs::open(&tree, OFlags::PATH, Mode::empty()).unwrap();
+        for _ in 0..20_000 {
+            mkdirat(&at, "d", Mode::RWXU).unwrap();
+            at = openat(&at, "d", OFlags::PATH, Mode::empty()).unwrap();
+        }
+        remove_tree(tree, home.path());
+        assert_eq!(fs::read_dir(home.path()).unwrap().count(), 0);
+        assert!(Path::new("/etc/passwd").exists());
+    }
 }

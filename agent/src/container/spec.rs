@@ -139,12 +139,11 @@ pub fn complete_process(
     process.set_user(node.user().clone()).set_cwd(node.cwd().clone());
     process.set_args(node.args().clone()).set_env(node.env().clone());
     process.set_capabilities(node.capabilities().clone()).set_rlimits(node.rlimits().clone());
-    process.set_oom_score_adj(node.oom_score_adj());
     process.set_io_priority(*node.io_priority()).set_scheduler(node.scheduler().clone());
     // libcontainer takes "false" for a wish too.
     process.set_no_new_privileges(node.no_new_privileges().filter(|wished| *wished));
     // Never the agent's own, which is exempt.
-    process.set_oom_score_adj(Some(process.oom_score_adj().or(oom_score_adj).unwrap_or(0)));
+    process.set_oom_score_adj(Some(node.oom_score_adj().or(oom_score_adj).unwrap_or(0)));
 
     let mut env = process.env().clone().unwrap_or_default();
     if !env.iter().any(|entry| entry.starts_with("HOME=")) {
@@ -206,7 +205,7 @@ fn complete_mounts(node: &[Mount], guest: &Guest<'_>) -> Result<Vec<Mount>> {
                     options.push("rbind".to_owned());
                 }
                 if source.readonly {
-                    options.retain(|option| option != "rw");
+                    options.retain(|option| option != "rw" && option != "rrw");
                     options.push("ro".to_owned());
                 }
             }

@@ -17,6 +17,8 @@ use rustix::io::Errno;
 
 /// Links that one path may lead through, as in the kernel.
 const MAX_LINKS: u32 = 40;
+/// Most parts of a path, links worked in: no longer one can be named (`PATH_MAX`).
+const MAX_PARTS: usize = 2048;
 
 /// Why a path of a container cannot be used.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -43,6 +45,9 @@ pub enum TreeError {
     /// Links that lead in a circle.
     #[error("too many symbolic links")]
     Loop,
+    /// A path that is too long, as links can make one.
+    #[error("the path has more than {MAX_PARTS} parts")]
+    TooLong,
 }
 
 /// What is made where nothing is.
@@ -173,6 +178,9 @@ impl Tree {
         let mut steps = Steps::new();
         let mut links = 0;
         while let Some(part) = left.pop_front() {
+            if steps.len() + left.len() >= MAX_PARTS {
+                return Err(TreeError::TooLong);
+            }
             if part == ".." {
                 steps.pop();
                 continue;

@@ -130,3 +130,14 @@ fn the_mode_of_what_was_there_is_told() {
     let tree = Tree::new(root.path()).unwrap();
     assert_eq!(tree.make(Path::new("/tmp"), Kind::Directory).unwrap().mode, Some(0o1777));
 }
+
+#[test]
+fn links_that_make_a_path_without_end_are_refused_at_once() {
+    let targets: Vec<(String, String)> =
+        (1..40).map(|at| (format!("l{at}"), format!("l{}{}", at + 1, "/x".repeat(2000)))).collect();
+    let links: Vec<(&str, &str)> =
+        targets.iter().map(|(link, target)| (link.as_str(), target.as_str())).collect();
+    let root = image(&links);
+    let error = make(&root, "/l1", Kind::Directory).unwrap_err().to_string();
+    assert!(error.contains("more than 2048 parts"), "{error}");
+}

@@ -35,15 +35,12 @@ pub fn make(cwd: &Path, tree: &Tree) -> Result<()> {
 /// When it is missing or no directory.
 pub fn check(cwd: &Path, init: Pid) -> Result<()> {
     let root = PathBuf::from(format!("/proc/{}/root", init.as_raw_nonzero()));
-    enter(&root, &clean(cwd), Missing::Refuse, cwd)
-}
-
-fn enter(root: &Path, path: &Path, missing: Missing, asked: &Path) -> Result<()> {
+    let path = clean(cwd);
     if path.as_os_str().is_empty() {
         return Ok(());
     }
-    let failed = |text: &str| failed(asked, text);
-    let found = walk(root, path, missing).map_err(|error| match &error {
+    let failed = |text: &str| failed(cwd, text);
+    let found = walk(&root, &path, Missing::Refuse).map_err(|error| match &error {
         AgentError::Os { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
             failed("no such file or directory")
         }

@@ -230,7 +230,14 @@ pub async fn propagation(client: Client) {
     // One that comes later finds what is mounted, and the end of the one that mounted takes nothing away.
     let mut late = mounter(&client, "pr-e", "rslave", "").await;
     assert_eq!(as_root(&mut late, see).await, "one\n");
+    // Also what is mounted over the volume's own root, which covers the volume's mount with everybody.
+    let over = "echo kept > /data/kept; mount -t tmpfs x /data && echo over > /data/over";
+    assert_eq!(as_root(&mut both, over).await, "");
     both.end().await;
+    assert_eq!(
+        as_root(&mut sees, "cat /data/over && umount /data && cat /data/kept /data/sub/file").await,
+        "over\nkept\none\n"
+    );
     assert_eq!(as_root(&mut sees, see).await, "one\n");
     late.end().await;
     assert_eq!(as_root(&mut sees, see).await, "one\n");
