@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use ravelin_vmm::control::{CONTROL_FD, ExitReason};
 use ravelin_vmm::jail::{self, Identity};
-use ravelin_vmm::log::{do_not_wait_for_the_log, log};
+use ravelin_vmm::log::{describe, do_not_wait_for_the_log, log};
 use ravelin_vmm::server::{self, Origin};
 
 const USAGE: &str = "Usage: ravelin-vmm --uid UID --gid GID | --version\n\
@@ -34,10 +34,7 @@ fn main() -> ExitCode {
     do_not_wait_for_the_log();
     let kept = match jail::enter(identity) {
         Ok(kept) => kept,
-        Err(error) => {
-            let cause = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
-            return fail(&format!("{error}: {cause}"));
-        }
+        Err(error) => return fail(&describe(&error)),
     };
     // SAFETY: the descriptor is open (checked above), and nothing else in this process uses it.
     let control = unsafe { OwnedFd::from_raw_fd(CONTROL_FD) };

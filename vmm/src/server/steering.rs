@@ -122,10 +122,11 @@ impl<'a> Server<'a> {
         Ok(())
     }
 
-    /// A shim that does not read its replies is not listened to, and replies that did not go are tried again when there
+    /// A shim that does not read its replies is not listened to, nor is any when the machine has ended, and replies that did not go are tried again when there
     /// is room.
     fn watch_control(&mut self) -> std::io::Result<()> {
-        let interest = (self.outgoing.len() < MAX_OUTGOING, !self.outgoing.is_empty());
+        let listens = self.ended.is_none() && self.outgoing.len() < MAX_OUTGOING;
+        let interest = (listens, !self.outgoing.is_empty());
         if interest != self.interest {
             self.interest = interest;
             self.poller.registrar(0).change(self.control, CONTROL, interest.0, interest.1)?;
@@ -136,6 +137,8 @@ impl<'a> Server<'a> {
     /// Lets what the guest sent before it powered off reach whoever reads it.
     fn drain(&mut self) {
         let deadline = Instant::now() + DRAIN_TIME;
+        // A pause may just have been under way: devices that stand still bring nothing out.
+        self.machine.resume();
         self.machine.drain();
         while !self.drained && !self.shim_is_gone {
             let left = deadline.saturating_duration_since(Instant::now());

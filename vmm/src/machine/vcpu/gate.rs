@@ -89,28 +89,23 @@ impl Gate {
         self.rest(self.lock(), &last).1
     }
 
-    /// A processor comes by that may not go on until `done`, for `limit` at most, not counting the time it stood still.
-    /// Whoever makes `done` true calls [`Gate::look_again`].
-    pub fn wait(&self, done: impl Fn() -> bool, limit: Duration, last: impl Fn()) -> Passed {
+    /// A processor comes by that may not go on until `done`, however long that takes: it can be paused and ended meanwhile,
+    /// as in the guest. Whoever makes `done` true calls [`Gate::look_again`].
+    pub fn wait(&self, done: impl Fn() -> bool, last: impl Fn()) -> Passed {
         let mut passed = Passed::Straight;
-        let mut deadline = Instant::now() + limit;
         let mut state = self.lock();
         loop {
             let rested;
             (state, rested) = self.rest(state, &last);
             match rested {
                 Passed::Over => return Passed::Over,
-                Passed::Rested => {
-                    passed = Passed::Rested;
-                    deadline = Instant::now() + limit;
-                }
+                Passed::Rested => passed = Passed::Rested,
                 Passed::Straight => {}
             }
-            let left = deadline.saturating_duration_since(Instant::now());
-            if done() || left.is_zero() {
+            if done() {
                 return passed;
             }
-            state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
     }
 
@@ -171,7 +166,7 @@ mod tests {
                 let rest = || {
                     rests.fetch_add(1, Ordering::SeqCst);
                 };
-                gate.wait(|| done.load(Ordering::SeqCst), PATIENCE, rest)
+                gate.wait(|| done.load(Ordering::SeqCst), rest)
             }
         });
         gate.close();
@@ -184,12 +179,11 @@ mod tests {
     }
 
     #[test]
-    fn waiting_ends_with_its_limit_and_with_the_machine() {
+    fn waiting_ends_with_the_machine() {
         let gate = Gate::default();
         gate.enter();
-        assert_eq!(gate.wait(|| false, Duration::from_millis(1), || {}), Passed::Straight);
         gate.end();
-        assert_eq!(gate.wait(|| false, PATIENCE, || {}), Passed::Over);
+        assert_eq!(gate.wait(|| false, || {}), Passed::Over);
         assert_eq!(gate.pass(|| {}), Passed::Over);
         assert!(!gate.wait_for_end(Duration::from_millis(1)));
         gate.leave();

@@ -205,11 +205,21 @@ impl Storage for Extents {
     }
 
     fn flush(&self, patience: Patience) -> io::Result<()> {
-        let mut writable: Vec<_> = self.table().values().filter(|extent| extent.writable).cloned().collect();
+        let writable: Vec<_> =
+            self.table().iter().filter(|(_, extent)| extent.writable).map(|(at, _)| *at).collect();
         if patience == Patience::None && !writable.is_empty() {
             return Err(io::ErrorKind::WouldBlock.into());
         }
-        writable.drain(..).try_for_each(|extent| extent.file.sync())
+        // Each is held only in its turn, so that one that hangs does not keep the others from being removed; and one that
+        // fails does not keep the others from being written out. The first error is told.
+        let mut result = Ok(());
+        for at in writable {
+            let extent = self.table().get(&at).filter(|extent| extent.writable).cloned();
+            if let Some(extent) = extent {
+                result = result.and(extent.file.sync());
+            }
+        }
+        result
     }
 
     fn discard(&self, offset: u64, length: u64) -> io::Result<()> {

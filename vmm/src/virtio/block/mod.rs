@@ -311,6 +311,8 @@ impl Device for Block {
         self.queue = None;
         self.stalled = false;
         self.spare = Job::default();
+        // What has begun has to come to its end; the rest nobody wants any more.
+        self.in_flight = self.in_flight.saturating_sub(self.workers.forget());
     }
 
     fn serve(&mut self, _queue: usize) {

@@ -343,6 +343,25 @@ fn a_device_that_is_reset_has_requests_in_flight_until_the_disk_has_answered() {
 }
 
 #[test]
+fn a_device_that_is_reset_forgets_the_requests_that_no_thread_has_begun() {
+    let (mut disk, slow) = Disk::slow();
+    let sectors = 1..=workers::MOST as u64 + 2;
+    for sector in sectors.clone() {
+        disk.read(sector);
+    }
+    disk.block.serve(0);
+    slow.waiting(workers::MOST);
+    disk.block.reset();
+    assert_eq!(disk.block.in_flight(), workers::MOST);
+    for sector in sectors {
+        slow.let_go(sector * 512);
+    }
+    while disk.block.in_flight() > 0 {
+        disk.land();
+    }
+}
+
+#[test]
 fn requests_beyond_the_bound_stay_in_the_queue_until_others_are_done() {
     let (mut disk, slow) = Disk::slow();
     let head = disk.read(1);

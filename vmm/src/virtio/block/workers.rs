@@ -67,6 +67,13 @@ impl<T: Send + 'static> Workers<T> {
     }
 }
 
+impl<T> Workers<T> {
+    /// Drops the items that no thread has begun to work at; returns how many they were.
+    pub fn forget(&self) -> usize {
+        std::mem::take(&mut self.shared.lock().queue).len()
+    }
+}
+
 impl<T> Drop for Workers<T> {
     fn drop(&mut self) {
         self.shared.lock().closed = true;
