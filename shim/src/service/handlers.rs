@@ -16,7 +16,8 @@ use protobuf::MessageField;
 use tokio_util::sync::CancellationToken;
 use ttrpc::r#async::TtrpcContext;
 
-use super::{Creation, Service, Target, bundle, convert, rootfs_mounts};
+use super::create::{Creation, bundle, rootfs_mounts};
+use super::{Service, Target, convert};
 use crate::error::TaskError;
 use crate::events::timestamp;
 use crate::stats;

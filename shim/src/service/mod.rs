@@ -4,34 +4,29 @@
 //! does not cut it in half.
 
 mod convert;
+mod create;
 mod handlers;
 mod making;
 
 use std::collections::BTreeMap;
 use std::collections::HashMap;
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use containerd_shim_protos::events::task::{TaskCreate, TaskDelete, TaskExecAdded, TaskIO};
+use containerd_shim_protos::events::task::{TaskDelete, TaskExecAdded};
 use containerd_shim_protos::shim_async::create_task;
-use containerd_shim_protos::types::mount::Mount;
 use protobuf::MessageField;
 use tokio::sync::Notify;
-use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
 use crate::error::TaskError;
 use crate::events::{Publisher, timestamp};
 use crate::process::{Exit, Phase};
-use crate::rootfs::RootfsMount;
 use crate::sandbox::supervisor::deadline;
-use crate::sandbox::{KILLED, Sandbox, plan};
-use crate::spec::{self, Kind};
+use crate::sandbox::{KILLED, Sandbox};
 use crate::state::{State, StateDir};
-use crate::stdio::Paths;
 use crate::sync::lock;
-use crate::task::{self, Container, Exec, Neighbours};
+use crate::task::{Container, Exec};
 use making::Making;
 
 /// Services that a shim can have and this one has not.
@@ -81,14 +76,6 @@ impl Target {
             Self::Container(container) | Self::Exec(container, _) => container.pid(),
         }
     }
-}
-
-/// A creation as containerd asks for it.
-struct Creation {
-    request: task::Request,
-    mounts: Vec<Mount>,
-    /// Told when nobody wants it any more.
-    cancelled: CancellationToken,
 }
 
 impl Service {
@@ -190,126 +177,6 @@ impl Service {
         }
         let exec = container.exec(exec_id)?;
         Ok(Target::Exec(container, exec))
-    }
-
-    async fn create(&self, creation: Creation) -> Result<u32, TaskError> {
-        let id = creation.request.id.clone();
-        if !crate::state::is_valid_id(&id) {
-            return Err(TaskError::InvalidArgument(format!("{id:?} is not a container id")));
-        }
-        let spec = spec::load(creation.request.bundle.as_ref()).map_err(TaskError::failed)?;
-        let mut event = TaskCreate::new();
-        event.container_id.clone_from(&id);
-        event.bundle.clone_from(&creation.request.bundle);
-        event.rootfs = creation.mounts;
-        event.io = MessageField::some(task_io(&creation.request.paths));
-        match spec::kind(&spec).map_err(TaskError::failed)? {
-            Kind::Sandbox => self.create_sandbox(creation.request, &creation.cancelled, event).await,
-            Kind::Container { sandbox_id } => {
-                let sandbox = self.sandbox()?;
-                if sandbox.id != sandbox_id {
-                    return Err(TaskError::InvalidArgument(format!(
-                        "the container {id} belongs to the sandbox {sandbox_id}, not to {}",
-                        sandbox.id
-                    )));
-                }
-                self.create_container(creation.request, sandbox, &creation.cancelled, event).await
-            }
-        }
-    }
-
-    async fn create_sandbox(
-        &self,
-        request: task::Request,
-        cancelled: &CancellationToken,
-        mut event: TaskCreate,
-    ) -> Result<u32, TaskError> {
-        let (making, _made) = Making::new(&request.id, cancelled);
-        {
-            let mut tasks = self.tasks();
-            if !matches!(tasks.sandbox, Slot::Empty) {
-                return Err(TaskError::AlreadyExists(format!("sandbox {}", request.id)));
-            }
-            tasks.sandbox = Slot::Making(making);
-        }
-        let made = async {
-            let plan = plan::read(&request.id, request.bundle.as_ref(), &self.config)?;
-            let state = self.state.clone();
-            let sandbox =
-                Sandbox::create(plan, request.bundle, &self.config, state, &self.directory, cancelled)
-                    .await?;
-            event.pid = sandbox.pid();
-            // Before anybody can hear of its end.
-            self.publisher.publish(&event);
-            let watched = tokio::spawn(Arc::clone(&sandbox).watch(self.publisher.clone()));
-            if cancelled.is_cancelled() {
-                // It came to be in the very moment in which nobody wanted it any more.
-                sandbox.kill(9)?;
-                let _ = watched.await;
-                return Err(TaskError::Failed("the creation of the sandbox was called off".to_owned()));
-            }
-            Ok(sandbox)
-        }
-        .await;
-        match made {
-            Ok(sandbox) => {
-                let pid = sandbox.pid();
-                self.tasks().sandbox = Slot::Ready(sandbox);
-                Ok(pid)
-            }
-            Err(error) => {
-                self.tasks().sandbox = Slot::Empty;
-                self.end_after_goodbye();
-                Err(error)
-            }
-        }
-    }
-
-    async fn create_container(
-        &self,
-        request: task::Request,
-        sandbox: Arc<Sandbox>,
-        cancelled: &CancellationToken,
-        mut event: TaskCreate,
-    ) -> Result<u32, TaskError> {
-        let id = request.id.clone();
-        let pod = sandbox.pod()?;
-        let (making, _made) = Making::new(&id, cancelled);
-        {
-            let mut tasks = self.tasks();
-            if tasks.containers.contains_key(&id) {
-                return Err(TaskError::AlreadyExists(format!("container {id}")));
-            }
-            tasks.containers.insert(id.clone(), Slot::Making(making));
-        }
-        let made = task::create(request, pod, &self.config.policy, &self.neighbours(), cancelled).await;
-        match made {
-            Ok(container) => {
-                let container = Arc::new(container);
-                let pid = container.pid();
-                event.pid = pid;
-                // Before anybody can hear of its end.
-                self.publisher.publish(&event);
-                container.watch(&sandbox, &self.publisher);
-                self.tasks().containers.insert(id, Slot::Ready(container));
-                Ok(pid)
-            }
-            Err(error) => {
-                self.tasks().containers.remove(&id);
-                self.end_after_goodbye();
-                Err(error)
-            }
-        }
-    }
-
-    /// The containers that are there.
-    fn neighbours(&self) -> Neighbours {
-        let tasks = self.tasks();
-        let ready = tasks.containers.values().filter_map(|slot| match slot {
-            Slot::Ready(container) => Some((container.pid(), container.id.clone())),
-            _ => None,
-        });
-        ready.collect()
     }
 
     async fn start(self: &Arc<Self>, id: &str, exec_id: &str) -> Result<u32, TaskError> {
@@ -415,22 +282,29 @@ impl Service {
         }
     }
 
-    /// The node goes down: ends the pod in good order, within a bound.
+    /// The node goes down: ends the pod in good order, within a bound. What is being made is taken down first.
     pub async fn node_goes_down(&self) {
+        let making: Vec<Making> = {
+            let tasks = self.tasks();
+            let containers = tasks.containers.values().filter_map(|slot| match slot {
+                Slot::Making(making) => Some(making.clone()),
+                _ => None,
+            });
+            match &tasks.sandbox {
+                Slot::Making(making) => containers.chain([making.clone()]).collect(),
+                _ => containers.collect(),
+            }
+        };
+        for called_off in futures_util::future::join_all(making.iter().map(Making::call_off)).await {
+            if let Err(error) = called_off {
+                tracing::warn!("{error}");
+            }
+        }
         let (sandbox, containers): (_, Vec<_>) = {
             let tasks = self.tasks();
-            for slot in tasks.containers.values() {
-                if let Slot::Making(making) = slot {
-                    making.cancel();
-                }
-            }
             let sandbox = match &tasks.sandbox {
                 Slot::Ready(sandbox) => Some(Arc::clone(sandbox)),
-                Slot::Making(making) => {
-                    making.cancel();
-                    None
-                }
-                Slot::Empty => None,
+                _ => None,
             };
             let ready = tasks.containers.values().filter_map(|slot| match slot {
                 Slot::Ready(container) => Some(Arc::clone(container)),
@@ -448,37 +322,5 @@ impl Service {
             let _ = sandbox.kill(15);
             let _ = tokio::time::timeout(deadline::NODE_DOWN, sandbox.life().ended()).await;
         }
-    }
-}
-
-fn task_io(paths: &Paths) -> TaskIO {
-    let mut io = TaskIO::new();
-    io.stdin.clone_from(&paths.stdin);
-    io.stdout.clone_from(&paths.stdout);
-    io.stderr.clone_from(&paths.stderr);
-    io.terminal = paths.terminal;
-    io
-}
-
-/// containerd's mounts in our form.
-fn rootfs_mounts(mounts: &[Mount]) -> Vec<RootfsMount> {
-    let convert = |mount: &Mount| RootfsMount {
-        kind: mount.type_.clone(),
-        source: mount.source.clone(),
-        options: mount.options.clone(),
-    };
-    mounts.iter().map(convert).collect()
-}
-
-/// A bundle's path as containerd gives it.
-///
-/// # Errors
-/// When it is not absolute.
-fn bundle(path: &str) -> Result<PathBuf, TaskError> {
-    let path = PathBuf::from(path);
-    if path.is_absolute() {
-        Ok(path)
-    } else {
-        Err(TaskError::InvalidArgument(format!("the bundle {} is not an absolute path", path.display())))
     }
 }

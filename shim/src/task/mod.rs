@@ -1,5 +1,6 @@
 //! Containers and their execs.
 
+mod counters;
 mod create;
 mod exec;
 mod kill;
@@ -26,7 +27,6 @@ use crate::extents::Held;
 use crate::process::{Exit, Life, Phase};
 use crate::sandbox::supervisor::deadline;
 use crate::sandbox::{Pod, Sandbox};
-use crate::stats;
 use crate::stdio::{Io, Paths};
 use crate::sync::lock;
 #[cfg(test)]
@@ -257,46 +257,6 @@ impl Container {
         }
         let request = UpdateRequest { container_id: self.id.clone(), resources: resources.into() };
         self.agent().call("update a container", self.agent().client().update(request)).await?;
-        Ok(())
-    }
-
-    /// The container's counters; of one that has ended, what is left of them. A guest that does not answer at once is not
-    /// waited for: containerd asks one container of the node after another. Its last counters are given.
-    ///
-    /// # Errors
-    /// When a running container's cannot be had and were never known.
-    pub async fn stats(self: &Arc<Self>) -> Result<Metrics, TaskError> {
-        let mut failed = None;
-        if self.pod.supervisor.expects_answers() {
-            let container = Arc::clone(self);
-            // In a task of its own: an answer that comes late is the last one when the next question comes.
-            let asked = tokio::spawn(async move { container.ask_for_counters().await });
-            match tokio::time::timeout(deadline::COUNTERS, asked).await {
-                Ok(Ok(Ok(()))) => {}
-                Ok(Ok(Err(error))) => failed = Some(error),
-                Ok(Err(_)) | Err(_) => self.pod.supervisor.missed(self.agent()),
-            }
-        }
-        let oom = self.oom_told.load(Ordering::Acquire);
-        let ended = self.life.exit().is_some();
-        match (lock(&self.counters).clone(), failed) {
-            (_, Some(error)) if !ended => Err(error.into()),
-            (Some(mut metrics), _) => {
-                if oom && let Some(events) = metrics.memory_events.as_mut() {
-                    events.oom_kill = events.oom_kill.max(1);
-                }
-                Ok(metrics)
-            }
-            (None, _) if ended => Ok(stats::of_the_dead(oom)),
-            (None, _) => Err(TaskError::Failed("the pod's machine does not tell its counters".to_owned())),
-        }
-    }
-
-    async fn ask_for_counters(&self) -> Result<(), AgentError> {
-        let request = ContainerRequest { container_id: self.id.clone() };
-        let mut client = self.agent().client();
-        let stats = self.agent().call("read a container's counters", client.stats(request)).await?;
-        *lock(&self.counters) = Some(stats::metrics(&stats));
         Ok(())
     }
 
