@@ -93,8 +93,8 @@ pub struct Holdings {
     pub descriptors: usize,
     /// Threads.
     pub threads: usize,
-    /// Resident memory that is its own, in KiB.
-    pub own_kib: usize,
+    /// Resident memory without files, in KiB: pages of files are shared or not as others come and go.
+    pub anonymous_kib: usize,
 }
 
 impl<'h> Shim<'h> {
@@ -397,8 +397,8 @@ pub fn holdings(pid: u32) -> Holdings {
         .filter_map(|line| line.split_once(':'))
         .filter_map(|(name, value)| Some((name, value.split_whitespace().next()?.parse().ok()?)))
         .collect();
-    let own = ["Private_Clean", "Private_Dirty"].iter().filter_map(|name| fields.get(name)).sum();
-    Holdings { descriptors: count("fd"), threads: count("task"), own_kib: own }
+    let anonymous_kib = fields.get("Anonymous").copied().unwrap_or_default();
+    Holdings { descriptors: count("fd"), threads: count("task"), anonymous_kib }
 }
 
 /// What a process's descriptors are, for a test that has failed.
