@@ -89,10 +89,10 @@ fn a_resource_is_never_negative() {
 #[test]
 fn more_than_the_largest_quantity_is_the_largest_and_takes_no_time() {
     for text in ["12E", "1e99", "1e2147483647", "99999999999999999999999999", &"9".repeat(100_000)] {
-        assert_eq!(text.parse::<Quantity>().unwrap().units(), i64::MAX.unsigned_abs(), "{:.30}", text);
+        assert_eq!(text.parse::<Quantity>().unwrap().units(), i64::MAX.unsigned_abs(), "{text:.30}");
     }
     for text in ["0e2147483647", "0.0e2147483647", &"0".repeat(100_000)] {
-        assert_eq!(text.parse::<Quantity>().unwrap(), Quantity::default(), "{:.30}", text);
+        assert_eq!(text.parse::<Quantity>().unwrap(), Quantity::default(), "{text:.30}");
     }
     assert_eq!("1e-2147483648".parse::<Quantity>().unwrap().millis(), 1);
     assert!("1e2147483648".parse::<Quantity>().is_err());
