@@ -33,4 +33,4 @@ pub use sizing::{
     TableRow, pod_requests, size,
 };
 pub use view::{ContainerView, SandboxView};
-pub use volumes::{PodIdentity, PushedKind, Roots, Unsupported, VolumeKind, classify};
+pub use volumes::{PodIdentity, PushedKind, Roots, SANDBOX_CONTROLLER, Unsupported, VolumeKind, classify};

@@ -141,6 +141,10 @@ const CRI_DIRECTORIES: [&str; 3] = [
     "io.containerd.podsandbox.controller.v1.podsandbox",
 ];
 
+/// The directory below containerd's state directory in which its sandbox API keeps the bundles of sandboxes:
+/// `<namespace>/<id>/…`. A shim makes there what containerd makes for other sandboxes.
+pub const SANDBOX_CONTROLLER: &str = "io.containerd.sandbox.controller.v1.shim";
+
 /// Tells what a bind mount from `host_path` is to the pod.
 #[must_use]
 pub fn classify(host_path: &str, pod: PodIdentity<'_>, roots: &Roots) -> VolumeKind {
@@ -225,26 +229,38 @@ fn volume(plugin: &str, name: &str, rest: &[&str]) -> VolumeKind {
     }
 }
 
-/// Paths below containerd's root and state directories: the CRI plugin's `sandboxes/<id>/…` and `containers/<id>/…`.
+/// Paths below containerd's root and state directories: the CRI plugin's `sandboxes/<id>/…` and `containers/<id>/…`, the
+/// sandbox API's `<namespace>/<id>/…`.
 fn containerd(parts: &[&str], pod: PodIdentity<'_>) -> VolumeKind {
     let [plugin, rest @ ..] = parts else {
         return VolumeKind::Unsupported(Unsupported::Internal);
     };
+    if let (&SANDBOX_CONTROLLER, [_namespace, id, name]) = (plugin, rest) {
+        return of_a_sandbox(id, name, pod);
+    }
     if !CRI_DIRECTORIES.contains(plugin) {
         return VolumeKind::Unsupported(Unsupported::Internal);
     }
     match rest {
-        ["sandboxes", id, ..] if pod.sandbox_id.is_empty() || *id != pod.sandbox_id => {
-            VolumeKind::Unsupported(Unsupported::OtherPod)
-        }
-        ["sandboxes", _, "hosts"] => file(PushedKind::EtcHosts, "hosts"),
-        ["sandboxes", _, "hostname"] => file(PushedKind::Hostname, "hostname"),
-        ["sandboxes", _, "resolv.conf"] => file(PushedKind::ResolvConf, "resolv.conf"),
-        ["sandboxes", _, "shm"] => VolumeKind::Shm,
+        ["sandboxes", id, name] => of_a_sandbox(id, name, pod),
         ["containers", _, "volumes", _] => VolumeKind::ImageDeclared,
         ["image-volumes", name, ..] => {
             VolumeKind::NotYet { plugin: "kubernetes.io/image".to_owned(), name: (*name).to_owned() }
         }
+        _ => VolumeKind::Unsupported(Unsupported::Internal),
+    }
+}
+
+/// What containerd or the shim makes for a sandbox.
+fn of_a_sandbox(id: &str, name: &str, pod: PodIdentity<'_>) -> VolumeKind {
+    if pod.sandbox_id.is_empty() || id != pod.sandbox_id {
+        return VolumeKind::Unsupported(Unsupported::OtherPod);
+    }
+    match name {
+        "hosts" => file(PushedKind::EtcHosts, name),
+        "hostname" => file(PushedKind::Hostname, name),
+        "resolv.conf" => file(PushedKind::ResolvConf, name),
+        "shm" => VolumeKind::Shm,
         _ => VolumeKind::Unsupported(Unsupported::Internal),
     }
 }

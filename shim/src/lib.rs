@@ -13,6 +13,7 @@ pub mod agent;
 pub mod cgroup;
 pub mod cli;
 pub mod config;
+pub mod cri;
 pub mod error;
 pub mod events;
 pub mod extents;

@@ -1,5 +1,6 @@
 //! The end-to-end tests, one module per theme. They run as root on a host with containerd and Ravelin installed;
-//! `RAVELIN_HANDLER=runc` runs all that is not about the microVM against runc, which proves the tests themselves.
+//! `RAVELIN_HANDLER=runc` runs all that is not about the microVM against runc, which proves the tests themselves;
+//! `RAVELIN_HANDLER=ravelin-sandbox` runs all through containerd's sandbox API.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod attach;
@@ -15,6 +16,7 @@ mod network;
 mod policy;
 mod process_attributes;
 mod resources;
+mod sandbox_api;
 mod security;
 mod shim_protocol;
 mod start_failures;

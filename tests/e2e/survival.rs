@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use ravelin_tests::{Handler, Host, Pod, Run, Session};
+use ravelin_tests::{Host, Pod, Run, Session};
 
 #[test]
 fn pods_go_on_working_while_containerd_is_restarted() {
@@ -43,7 +43,7 @@ fn pods_go_on_working_while_containerd_is_restarted() {
     helper.stop(Duration::from_secs(60));
     assert_eq!(helper.ended().code, 0);
     assert_eq!(serving.state(), "CONTAINER_RUNNING");
-    if Host::handler() == Handler::Ravelin {
+    if Host::handler().is_ravelin() {
         containerd_dies_while_a_container_is_made(&host, &pod);
     }
     pod.remove();

@@ -20,8 +20,10 @@ static TURN: RwLock<()> = RwLock::new(());
 /// The runtime handler that the pods ask for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Handler {
-    /// Ravelin.
+    /// Ravelin, behind what containerd takes for a pause container.
     Ravelin,
+    /// Ravelin through containerd's sandbox API.
+    RavelinSandbox,
     /// runc: proves the tests themselves, and gives the behaviour to compare with.
     Runc,
 }
@@ -123,8 +125,9 @@ impl Host {
     pub fn handler() -> Handler {
         match std::env::var("RAVELIN_HANDLER").as_deref() {
             Ok("runc") => Handler::Runc,
+            Ok("ravelin-sandbox") => Handler::RavelinSandbox,
             Ok("ravelin") | Err(_) => Handler::Ravelin,
-            Ok(other) => panic!("RAVELIN_HANDLER={other} is neither ravelin nor runc"),
+            Ok(other) => panic!("RAVELIN_HANDLER={other} is none of ravelin, ravelin-sandbox and runc"),
         }
     }
 
@@ -153,11 +156,18 @@ impl Host {
 }
 
 impl Handler {
+    /// Whether it is Ravelin, in whichever way.
+    #[must_use]
+    pub fn is_ravelin(self) -> bool {
+        self != Self::Runc
+    }
+
     /// The handler's name in containerd's configuration.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
             Self::Ravelin => "ravelin",
+            Self::RavelinSandbox => "ravelin-sandbox",
             Self::Runc => "runc",
         }
     }
@@ -175,7 +185,7 @@ impl Drop for Host {
 }
 
 fn only_ravelin() -> bool {
-    let ravelin = Host::handler() == Handler::Ravelin;
+    let ravelin = Host::handler().is_ravelin();
     if !ravelin {
         println!("left out: it speaks of the microVM, and the handler is {}", Host::handler().name());
     }

@@ -57,6 +57,7 @@ fn paths_of_containerd_are_told_apart() {
         ),
         ("/run/containerd/io.containerd.grpc.v1.cri/sandboxes/5c1f3e/shm", VolumeKind::Shm),
         ("/run/containerd/io.containerd.cri.v1.runtime/sandboxes/5c1f3e/shm", VolumeKind::Shm),
+        ("/run/containerd/io.containerd.sandbox.controller.v1.shim/k8s.io/5c1f3e/shm", VolumeKind::Shm),
         ("/var/lib/containerd/io.containerd.grpc.v1.cri/containers/ab/volumes/cd", VolumeKind::ImageDeclared),
         (
             "/run/containerd/io.containerd.grpc.v1.cri/image-volumes/sha256-1/x",
@@ -94,6 +95,9 @@ fn everything_else_is_refused() {
         ("/var/lib/kubelet/pods/other/volumes/kubernetes.io~secret/tls".to_owned(), OtherPod),
         ("/var/lib/kubelet/pods/other/etc-hosts".to_owned(), OtherPod),
         (format!("{cri}/sandboxes/other/hosts"), OtherPod),
+        (format!("/run/containerd/{SANDBOX_CONTROLLER}/k8s.io/other/hosts"), OtherPod),
+        (format!("/run/containerd/{SANDBOX_CONTROLLER}/k8s.io/{ID}/config.json"), Internal),
+        (format!("/run/containerd/{SANDBOX_CONTROLLER}/k8s.io/{ID}"), Internal),
         (format!("{cri}/sandboxes/{ID}"), Internal),
         (format!("{cri}/sandboxes/{ID}/hosts/x"), Internal),
         (format!("{cri}/sandboxes"), Internal),

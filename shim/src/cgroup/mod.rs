@@ -3,6 +3,7 @@
 //! The kubelet limits the pod through the parent of this cgroup and reads the pod's usage there; the machine's process
 //! is put below it, where containerd would have put the pause container. Works on cgroup v2, and on v1.
 
+mod counters;
 mod path;
 mod remove;
 #[cfg(test)]
@@ -17,6 +18,7 @@ use cgroups_rs::fs::error::Error;
 use cgroups_rs::fs::memory::MemController;
 use cgroups_rs::fs::pid::PidController;
 use cgroups_rs::fs::{Cgroup, Controller, MaxValue, hierarchies};
+use ravelin_proto::agent::StatsResponse;
 
 /// The v1 hierarchies a machine is put into.
 const V1_CONTROLLERS: [&str; 6] = ["blkio", "cpu", "cpuacct", "cpuset", "memory", "pids"];
@@ -136,6 +138,22 @@ impl PodCgroup {
         // No limit is a word in v2, and a number near 2^63 in v1.
         let limit = |above: &Path| std::fs::read_to_string(above.join(file)).ok()?.trim().parse().ok();
         above.filter_map(limit).filter(|bytes| *bytes < 1 << 62).min()
+    }
+
+    /// What the pod uses on the node.
+    ///
+    /// # Errors
+    /// On cgroup v1.
+    pub fn counters(&self) -> Result<StatsResponse, CgroupError> {
+        let hierarchy = hierarchies::auto();
+        if !hierarchy.v2() {
+            return Err(CgroupError::Operation {
+                what: "read the counters of",
+                path: self.path.clone(),
+                reason: "they are read on cgroup v2 only".to_owned(),
+            });
+        }
+        Ok(counters::read(&hierarchy.root().join(&self.path)))
     }
 
     /// Whether the node's kernel has killed a process of the cgroup for memory.

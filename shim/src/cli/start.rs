@@ -12,6 +12,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use ravelin_policy::SANDBOX_CONTROLLER;
+use serde_json::json;
 use sha2::{Digest, Sha256};
 
 use super::bootstrap::{self, Bootstrap};
@@ -34,8 +36,15 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
     let input = bootstrap::read_stdin();
     let input = bootstrap::parse(&input, &args.id, &args.namespace);
     let bundle = std::env::current_dir().map_err(CliError::system("find the bundle"))?;
-    let spec = spec::load(&bundle)?;
     let socket_dir = PathBuf::from(input.socket_dir.as_deref().unwrap_or(SOCKET_DIR));
+    if is_of_the_sandbox_api(&bundle) {
+        Config::load(Path::new(config::DEFAULT_PATH))?;
+        let address = start_daemon(args, &input, &socket_dir)?;
+        return print(
+            json!({ "version": 3, "address": address, "protocol": "ttrpc" }).to_string().as_bytes(),
+        );
+    }
+    let spec = spec::load(&bundle)?;
     let address = match spec::kind(&spec)? {
         Kind::Container { sandbox_id } => {
             let path = socket_path(&socket_dir, args, &sandbox_id);
@@ -54,6 +63,13 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
     let file = bundle.join("address");
     fs::write(&file, &address).map_err(CliError::system("write the shim's address into the bundle"))?;
     print(address.as_bytes())
+}
+
+/// Whether containerd's sandbox API begins with this bundle. Such a bundle holds no spec; and what is answered must say
+/// that the shim knows the API, which containerd versions without it do not understand.
+fn is_of_the_sandbox_api(bundle: &Path) -> bool {
+    // .../io.containerd.sandbox.controller.v1.shim/<namespace>/<id>
+    bundle.ancestors().nth(2).and_then(Path::file_name).is_some_and(|name| name == SANDBOX_CONTROLLER)
 }
 
 /// The socket of a sandbox's shim, as containerd's own shims name it.
@@ -200,6 +216,14 @@ mod tests {
         drop(writer);
         let error = wait_until_it_serves(reader).unwrap_err().to_string();
         assert!(error.contains("No space left on device"), "{error}");
+    }
+
+    #[test]
+    fn a_bundle_of_the_sandbox_api_is_known_by_its_place() {
+        let is = |path: &str| is_of_the_sandbox_api(Path::new(path));
+        assert!(is("/run/containerd/io.containerd.sandbox.controller.v1.shim/k8s.io/abc"));
+        assert!(!is("/run/containerd/io.containerd.runtime.v2.task/k8s.io/abc"));
+        assert!(!is("/abc"));
     }
 
     #[test]

@@ -1,20 +1,27 @@
-//! One pod: its machine, what belongs to it on the host, and the task that containerd takes for its pause container.
+//! One pod: its machine, what belongs to it on the host, and what containerd knows of it: the task that it takes for a
+//! pause container, or the sandbox of its sandbox API.
 
 pub mod boot;
 mod clock;
+mod files;
 pub mod plan;
 mod pod;
 mod port_forward;
+mod request;
 pub mod supervisor;
 mod tunables;
 
+pub use files::PodFiles;
 pub use pod::Pod;
+pub use request::Request;
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock};
+use std::time::SystemTime;
 
 use containerd_shim_protos::events::task::{TaskExit, TaskStart};
-use protobuf::MessageField;
+use protobuf::{MessageDyn, MessageField};
+use ravelin_proto::agent::StatsResponse;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -71,16 +78,29 @@ impl Resources {
     }
 }
 
+/// What containerd knows of a sandbox.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Api {
+    /// A task, which it takes for a pause container, and of which it wants to hear as of any task.
+    Task,
+    /// A sandbox (`containerd.runtime.sandbox.v1`). It is no task.
+    Sandbox,
+}
+
 /// A guest on its way up.
 type Booting = JoinHandle<Result<Arc<Pod>, BootError>>;
 
-/// The sandbox task.
+/// The sandbox.
 #[derive(Debug)]
 pub struct Sandbox {
     /// Its id.
     pub id: String,
     /// Its bundle, as containerd named it.
     pub bundle: String,
+    /// What containerd knows of it.
+    pub api: Api,
+    /// When its machine was started.
+    pub created_at: SystemTime,
     life: Life,
     machine: Machine,
     pod: OnceLock<Arc<Pod>>,
@@ -100,6 +120,7 @@ impl Sandbox {
     pub async fn create(
         plan: Plan,
         bundle: String,
+        api: Api,
         config: &Arc<Config>,
         mut state: State,
         directory: &StateDir,
@@ -130,6 +151,8 @@ impl Sandbox {
         Ok(Arc::new(Self {
             id: plan.sandbox_id,
             bundle,
+            api,
+            created_at: SystemTime::now(),
             life: Life::default(),
             machine,
             pod: OnceLock::new(),
@@ -191,7 +214,7 @@ impl Sandbox {
                 let mut event = TaskStart::new();
                 event.container_id.clone_from(&self.id);
                 event.pid = self.pid();
-                publisher.publish(&event);
+                self.tell(publisher, &event);
                 Ok(())
             }
             Err(error) => {
@@ -218,6 +241,27 @@ impl Sandbox {
         };
         self.supervisor.order(Order { how, status, why: "it was asked to" });
         Ok(())
+    }
+
+    /// Ends the machine because containerd wants it; a pod that is stopped has no failure to report.
+    pub fn stop(&self) {
+        self.supervisor.order(Order { how: How::Stop, status: 0, why: "it was asked to" });
+    }
+
+    /// Ends the machine at once.
+    pub fn cut(&self, why: &'static str) {
+        self.supervisor.order(Order { how: How::Cut, status: KILLED, why });
+    }
+
+    /// What the pod uses on the node.
+    ///
+    /// # Errors
+    /// When its cgroup is gone, or does not tell.
+    pub fn counters(&self) -> Result<StatsResponse, TaskError> {
+        match lock(&self.resources).cgroup.as_ref() {
+            Some(cgroup) => cgroup.counters().map_err(TaskError::failed),
+            None => Err(TaskError::FailedPrecondition("the pod's machine has ended".to_owned())),
+        }
     }
 
     /// Freezes the whole machine, or lets it go on.
@@ -289,7 +333,14 @@ impl Sandbox {
         event.pid = self.pid();
         event.exit_status = exit.status;
         event.exited_at = MessageField::some(timestamp(exit.at));
-        publisher.publish(&event);
+        self.tell(&publisher, &event);
+    }
+
+    /// Publishes an event of its task, if it is one.
+    pub fn tell(&self, publisher: &Publisher, event: &dyn MessageDyn) {
+        if self.api == Api::Task {
+            publisher.publish(event);
+        }
     }
 }
 

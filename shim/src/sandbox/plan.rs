@@ -1,15 +1,15 @@
-//! What a sandbox's spec asks for, judged and sized, before anything is started.
+//! What a sandbox is to be, judged and sized, before anything is started.
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use oci_spec::runtime::Spec;
-use ravelin_policy::{MIN_MEMORY_MIB, SandboxResources, SandboxView, Size, check_sandbox, size};
+use ravelin_policy::{MIN_MEMORY_MIB, Size, check_sandbox, size};
 
+use super::files::PodFiles;
+use super::request::Request;
 use crate::cgroup::{Limits, PodCgroup};
 use crate::config::Config;
 use crate::error::TaskError;
-use crate::spec;
 
 /// Longest hostname, in bytes.
 const MAX_HOSTNAME: usize = 64;
@@ -35,23 +35,29 @@ pub struct Plan {
     pub cpu_shares: Option<u64>,
     /// The pod asked for the host's IPC objects, and may have the guest's.
     pub host_ipc: bool,
+    /// The files that containerd does not make for it.
+    pub files: Option<PodFiles>,
 }
 
 impl Plan {
-    /// Reads a sandbox's spec.
+    /// Judges what is asked for and sizes it, to fit into what the node allows the pod.
     ///
     /// # Errors
-    /// The policy's refusal, a size that does not exist, or what the spec lacks.
-    pub fn new(sandbox_id: &str, spec: &Spec, config: &Config) -> Result<Self, TaskError> {
-        let view = SandboxView::from_spec(spec);
+    /// The policy's refusal, a size that does not exist or does not fit, or what the request lacks.
+    pub fn new(request: Request, config: &Config) -> Result<Self, TaskError> {
+        let mut plan = Self::judge(request, config)?;
+        let cgroup = PodCgroup::open(&plan.cgroups_path).map_err(TaskError::failed)?;
+        plan.fit(cgroup.memory_allowed_above(), config)?;
+        Ok(plan)
+    }
+
+    fn judge(request: Request, config: &Config) -> Result<Self, TaskError> {
+        let (view, resources) = (request.view, request.resources);
         check_sandbox(&view, &config.policy).map_err(|refusal| TaskError::Refused(refusal.to_string()))?;
-        let resources = SandboxResources::from_annotations(|key| spec::annotation(spec, key));
         let size = size(resources.requests(), &config.sizing)
             .map_err(|error| TaskError::Refused(error.to_string()))?;
         // A pod without a name of its own has the node's, as with runc.
-        let hostname = spec
-            .hostname()
-            .clone()
+        let hostname = Some(request.hostname)
             .filter(|name| !name.is_empty())
             .unwrap_or_else(|| rustix::system::uname().nodename().to_string_lossy().into_owned());
         if hostname.len() > MAX_HOSTNAME {
@@ -59,22 +65,23 @@ impl Plan {
                 "the pod's hostname {hostname:?} is longer than {MAX_HOSTNAME} bytes"
             )));
         }
-        let netns = spec::network_namespace(spec).ok_or_else(|| {
+        let netns = request.netns.ok_or_else(|| {
             TaskError::Failed(
                 "not supported yet: a pod without a network namespace of its own (hostNetwork)".to_owned(),
             )
         })?;
         let shares = u64::try_from(resources.cpu_shares).ok().filter(|shares| *shares > 2);
         Ok(Self {
-            sandbox_id: sandbox_id.to_owned(),
-            pod_uid: spec::annotation(spec, spec::SANDBOX_UID).unwrap_or_default().to_owned(),
+            cgroups_path: request.cgroups_path.unwrap_or_else(|| format!("/ravelin/{}", request.sandbox_id)),
+            sandbox_id: request.sandbox_id,
+            pod_uid: request.pod_uid,
             hostname,
             netns,
-            cgroups_path: spec::cgroups_path(spec).unwrap_or_else(|| format!("/ravelin/{sandbox_id}")),
-            sysctls: spec::sysctls(spec),
+            sysctls: request.sysctls,
             size,
             cpu_shares: shares,
             host_ipc: view.host_ipc,
+            files: None,
         })
     }
 
@@ -132,32 +139,21 @@ impl Plan {
     }
 }
 
-/// The sandbox's bundle holds its spec; this reads and judges it.
-///
-/// # Errors
-/// As [`Plan::new`], or a spec that cannot be read.
-pub fn read(sandbox_id: &str, bundle: &Path, config: &Config) -> Result<Plan, TaskError> {
-    let spec = spec::load(bundle).map_err(TaskError::failed)?;
-    let mut plan = Plan::new(sandbox_id, &spec, config)?;
-    let cgroup = PodCgroup::open(&plan.cgroups_path).map_err(TaskError::failed)?;
-    plan.fit(cgroup.memory_allowed_above(), config)?;
-    Ok(plan)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use ravelin_policy::SandboxResources;
     use serde_json::json;
 
-    fn sandbox(annotations: serde_json::Value, namespaces: serde_json::Value) -> Spec {
-        serde_json::from_value(json!({
+    fn sandbox(annotations: serde_json::Value, namespaces: serde_json::Value) -> Request {
+        let spec = serde_json::from_value(json!({
             "ociVersion": "1.1.0",
             "hostname": "web",
             "mounts": [{ "destination": "/sys", "type": "sysfs", "source": "sysfs", "options": ["ro"] }],
             "linux": { "cgroupsPath": "/k8s.io/abc", "namespaces": namespaces },
             "annotations": annotations
-        }))
-        .unwrap()
+        }));
+        Request::from_spec("abc", &spec.unwrap())
     }
 
     fn own_namespaces() -> serde_json::Value {
@@ -168,7 +164,7 @@ mod tests {
     #[test]
     fn a_pod_that_says_nothing_gets_the_smallest_size_and_a_cpu_limit() {
         let config = Config::default();
-        let plan = Plan::new("abc", &sandbox(json!({}), own_namespaces()), &config).unwrap();
+        let plan = Plan::judge(sandbox(json!({}), own_namespaces()), &config).unwrap();
         assert_eq!((plan.size.vcpus, plan.size.memory_mib), (1, 512));
         let limits = plan.limits(&config);
         assert_eq!((limits.cpu_quota_us, limits.cpu_period_us), (Some(25_000), 100_000));
@@ -179,8 +175,8 @@ mod tests {
 
     #[test]
     fn a_pod_in_the_hosts_namespaces_is_refused_in_fargates_words() {
-        let spec = sandbox(json!({}), json!([{ "type": "mount" }, { "type": "uts" }]));
-        let error = Plan::new("abc", &spec, &Config::default()).unwrap_err().to_string();
+        let request = sandbox(json!({}), json!([{ "type": "mount" }, { "type": "uts" }]));
+        let error = Plan::judge(request, &Config::default()).unwrap_err().to_string();
         assert_eq!(
             error,
             "Pod not supported on Fargate: fields not supported: HostNetwork, HostPID, HostIPC"
@@ -191,7 +187,7 @@ mod tests {
     fn a_machine_is_no_larger_than_the_node_allows_the_pod() {
         let config = Config::default();
         let annotations = json!({ SandboxResources::MEMORY: (512_u64 << 20).to_string() });
-        let mut plan = Plan::new("abc", &sandbox(annotations, own_namespaces()), &config).unwrap();
+        let mut plan = Plan::judge(sandbox(annotations, own_namespaces()), &config).unwrap();
         assert_eq!(plan.size.memory_mib, 1024);
         for (allowed_mib, memory_mib) in [(None, 1024), (Some(1088), 1024), (Some(832), 768)] {
             plan.fit(allowed_mib.map(|mib: u64| mib << 20), &config).unwrap();
@@ -205,8 +201,7 @@ mod tests {
     #[test]
     fn a_pod_that_is_too_big_is_refused() {
         let annotations = json!({ SandboxResources::MEMORY: (200_u64 << 30).to_string() });
-        let error =
-            Plan::new("abc", &sandbox(annotations, own_namespaces()), &Config::default()).unwrap_err();
+        let error = Plan::judge(sandbox(annotations, own_namespaces()), &Config::default()).unwrap_err();
         assert!(error.to_string().contains("exceed the max Fargate configuration"), "{error}");
     }
 }

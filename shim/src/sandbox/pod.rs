@@ -6,6 +6,7 @@ use std::time::Duration;
 use ravelin_policy::Roots;
 use ravelin_proto::agent::{Empty, event};
 
+use super::files::PodFiles;
 use super::plan::Plan;
 use super::supervisor::Supervisor;
 use crate::agent::Agent;
@@ -28,6 +29,8 @@ pub struct Pod {
     pub host_ipc: bool,
     /// Where the kubelet and containerd keep what they make for pods.
     pub roots: Roots,
+    /// The files that containerd does not make for it.
+    pub files: Option<PodFiles>,
     /// The agent.
     pub agent: Agent,
     /// Who ends the machine.
@@ -50,6 +53,7 @@ impl Pod {
             pod_uid: plan.pod_uid.clone(),
             host_ipc: plan.host_ipc,
             roots: config.roots.clone(),
+            files: plan.files.clone(),
             volumes: PodVolumes::new(
                 agent.client(),
                 PodPaths {

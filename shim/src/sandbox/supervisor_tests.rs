@@ -57,6 +57,7 @@ async fn silent_pod() -> Pod {
         size: Size { vcpus: 1, memory_mib: 512, cpu_millis: 1000 },
         cpu_shares: None,
         host_ipc: false,
+        files: None,
     };
     Pod::new(&plan, &Config::default(), agent, Supervisor::new("s"))
 }

@@ -12,7 +12,8 @@ use super::making::Making;
 use super::{Service, Slot};
 use crate::error::TaskError;
 use crate::rootfs::RootfsMount;
-use crate::sandbox::{Sandbox, plan};
+use crate::sandbox::plan::Plan;
+use crate::sandbox::{self, Api, Sandbox};
 use crate::spec::{self, Kind};
 use crate::stdio::Paths;
 use crate::task::{self, Neighbours};
@@ -38,7 +39,11 @@ impl Service {
         event.rootfs = creation.mounts;
         event.io = MessageField::some(task_io(&creation.request.paths));
         match spec::kind(&spec).map_err(TaskError::failed)? {
-            Kind::Sandbox => self.create_sandbox(creation.request, &creation.cancelled, event).await,
+            Kind::Sandbox => {
+                let plan = || Plan::new(sandbox::Request::from_spec(&id, &spec), &self.config);
+                let bundle = creation.request.bundle;
+                self.create_sandbox(&id, bundle, Api::Task, plan, &creation.cancelled, event).await
+            }
             Kind::Container { sandbox_id } => {
                 let sandbox = self.sandbox()?;
                 if sandbox.id != sandbox_id {
@@ -52,29 +57,32 @@ impl Service {
         }
     }
 
-    async fn create_sandbox(
+    /// Makes the sandbox; `event` is what containerd hears of it if it is a task.
+    pub(super) async fn create_sandbox(
         &self,
-        request: task::Request,
+        id: &str,
+        bundle: String,
+        api: Api,
+        plan: impl FnOnce() -> Result<Plan, TaskError>,
         cancelled: &CancellationToken,
         mut event: TaskCreate,
     ) -> Result<u32, TaskError> {
-        let (making, _made) = Making::new(&request.id, cancelled);
+        let (making, _made) = Making::new(id, cancelled);
         {
             let mut tasks = self.tasks();
             if !matches!(tasks.sandbox, Slot::Empty) {
-                return Err(TaskError::AlreadyExists(format!("sandbox {}", request.id)));
+                return Err(TaskError::AlreadyExists(format!("sandbox {id}")));
             }
             tasks.sandbox = Slot::Making(making);
         }
         let made = async {
-            let plan = plan::read(&request.id, request.bundle.as_ref(), &self.config)?;
             let state = self.state.clone();
             let sandbox =
-                Sandbox::create(plan, request.bundle, &self.config, state, &self.directory, cancelled)
+                Sandbox::create(plan()?, bundle, api, &self.config, state, &self.directory, cancelled)
                     .await?;
             event.pid = sandbox.pid();
             // Before anybody can hear of its end.
-            self.publisher.publish(&event);
+            sandbox.tell(&self.publisher, &event);
             let watched = tokio::spawn(Arc::clone(&sandbox).watch(self.publisher.clone()));
             if cancelled.is_cancelled() {
                 // It came to be in the very moment in which nobody wanted it any more.

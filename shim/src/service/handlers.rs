@@ -1,6 +1,5 @@
-//! The calls, one by one.
+//! The calls of the task API, one by one.
 
-use std::future::Future;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -17,14 +16,12 @@ use tokio_util::sync::CancellationToken;
 use ttrpc::r#async::TtrpcContext;
 
 use super::create::{Creation, bundle, rootfs_mounts};
-use super::{Service, Target, convert};
+use super::{Answer, Service, Target, convert, whole};
 use crate::error::TaskError;
 use crate::events::timestamp;
 use crate::stats;
 use crate::stdio::Paths;
 use crate::task::{self, Exec};
-
-type Answer<T> = ttrpc::Result<T>;
 
 /// The generated trait's implementation.
 pub(super) struct Handler(Arc<Service>);
@@ -32,21 +29,6 @@ pub(super) struct Handler(Arc<Service>);
 impl Handler {
     pub(super) fn new(service: Arc<Service>) -> Self {
         Self(service)
-    }
-
-    /// Runs a call to its end whatever becomes of the caller.
-    async fn whole<T: Send + 'static>(
-        &self,
-        call: &'static str,
-        id: &str,
-        work: impl Future<Output = Result<T, TaskError>> + Send + 'static,
-    ) -> Answer<T> {
-        let result = tokio::spawn(work).await;
-        let result = result.unwrap_or_else(|_| Err(TaskError::Failed(format!("{call} was cut short"))));
-        if let Err(error) = &result {
-            tracing::debug!("{call} {id}: {error}");
-        }
-        Ok(result?)
     }
 }
 
@@ -82,7 +64,7 @@ impl Task for Handler {
         // of what is made.
         let caller_gone = creation.cancelled.clone().drop_guard();
         let mut response = CreateTaskResponse::new();
-        let created = self.whole("Create", &id, async move { service.create(creation).await }).await;
+        let created = whole("Create", &id, async move { service.create(creation).await }).await;
         caller_gone.disarm();
         response.pid = created?;
         Ok(response)
@@ -93,7 +75,7 @@ impl Task for Handler {
         let id = request.id.clone();
         let work = async move { service.start(&request.id, &request.exec_id).await };
         let mut response = StartResponse::new();
-        response.pid = self.whole("Start", &id, work).await?;
+        response.pid = whole("Start", &id, work).await?;
         Ok(response)
     }
 
@@ -101,7 +83,7 @@ impl Task for Handler {
         let service = Arc::clone(&self.0);
         let id = request.id.clone();
         let work = async move { service.delete(&request.id, &request.exec_id).await };
-        let (pid, exit) = self.whole("Delete", &id, work).await?;
+        let (pid, exit) = whole("Delete", &id, work).await?;
         let mut response = DeleteResponse::new();
         response.pid = pid;
         response.exit_status = exit.status;
@@ -122,14 +104,14 @@ impl Task for Handler {
     async fn pause(&self, _: &TtrpcContext, request: PauseRequest) -> Answer<Empty> {
         let service = Arc::clone(&self.0);
         let target = self.0.target(&request.id, "")?;
-        self.whole("Pause", &request.id, async move { freeze(&service, target, true).await }).await?;
+        whole("Pause", &request.id, async move { freeze(&service, target, true).await }).await?;
         Ok(Empty::new())
     }
 
     async fn resume(&self, _: &TtrpcContext, request: ResumeRequest) -> Answer<Empty> {
         let service = Arc::clone(&self.0);
         let target = self.0.target(&request.id, "")?;
-        self.whole("Resume", &request.id, async move { freeze(&service, target, false).await }).await?;
+        whole("Resume", &request.id, async move { freeze(&service, target, false).await }).await?;
         Ok(Empty::new())
     }
 
@@ -152,7 +134,7 @@ impl Task for Handler {
                 Target::Exec(container, exec) => exec.kill(&container, signal).await,
             }
         };
-        self.whole("Kill", &request.id, work).await?;
+        whole("Kill", &request.id, work).await?;
         Ok(Empty::new())
     }
 
@@ -182,7 +164,7 @@ impl Task for Handler {
                 Target::Exec(container, exec) => exec.resize(&container, columns, rows).await,
             }
         };
-        self.whole("ResizePty", &request.id, work).await?;
+        whole("ResizePty", &request.id, work).await?;
         Ok(Empty::new())
     }
 
@@ -207,7 +189,7 @@ impl Task for Handler {
                 _ => Err(TaskError::NotImplemented("changing the size of a pod's machine".to_owned())),
             }
         };
-        self.whole("Update", &request.id, work).await?;
+        whole("Update", &request.id, work).await?;
         Ok(Empty::new())
     }
 

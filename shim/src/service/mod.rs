@@ -1,4 +1,5 @@
-//! containerd's task protocol: one handler, served as `containerd.task.v2.Task` and as `containerd.task.v3.Task`.
+//! What containerd asks of a shim: the task API, served as `containerd.task.v2.Task` and as `containerd.task.v3.Task`, and
+//! the sandbox API, `containerd.runtime.sandbox.v1.Sandbox`.
 //!
 //! Everything that changes something runs in a task of its own: a containerd that goes away in the middle of a call
 //! does not cut it in half.
@@ -7,6 +8,7 @@ mod convert;
 mod create;
 mod handlers;
 mod making;
+mod sandbox_api;
 
 use std::collections::BTreeMap;
 use std::collections::HashMap;
@@ -14,6 +16,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use containerd_shim_protos::events::task::{TaskDelete, TaskExecAdded};
+use containerd_shim_protos::sandbox_async::create_sandbox;
 use containerd_shim_protos::shim_async::create_task;
 use protobuf::MessageField;
 use tokio::sync::Notify;
@@ -23,14 +26,30 @@ use crate::error::TaskError;
 use crate::events::{Publisher, timestamp};
 use crate::process::{Exit, Phase};
 use crate::sandbox::supervisor::deadline;
-use crate::sandbox::{KILLED, Sandbox};
+use crate::sandbox::{Api, KILLED, Sandbox};
 use crate::state::{State, StateDir};
 use crate::sync::lock;
 use crate::task::{Container, Exec};
 use making::Making;
 
-/// Services that a shim can have and this one has not.
-const NOT_IMPLEMENTED: [&str; 2] = ["containerd.runtime.sandbox.v1.Sandbox", "grpc.health.v1.Health"];
+/// A service that a shim can have and this one has not.
+const NOT_IMPLEMENTED: &str = "grpc.health.v1.Health";
+
+type Answer<T> = ttrpc::Result<T>;
+
+/// Runs a call to its end whatever becomes of the caller.
+async fn whole<T: Send + 'static>(
+    call: &'static str,
+    id: &str,
+    work: impl Future<Output = Result<T, TaskError>> + Send + 'static,
+) -> Answer<T> {
+    let result = tokio::spawn(work).await;
+    let result = result.unwrap_or_else(|_| Err(TaskError::Failed(format!("{call} was cut short"))));
+    if let Err(error) = &result {
+        tracing::debug!("{call} {id}: {error}");
+    }
+    Ok(result?)
+}
 
 /// What a shim serves: one sandbox and its containers.
 #[derive(Debug)]
@@ -93,22 +112,19 @@ impl Service {
         }
     }
 
-    /// The ttrpc services, under both names.
+    /// The ttrpc services, the task API's under both names.
     #[must_use]
     pub fn methods(self: &Arc<Self>) -> HashMap<String, ttrpc::r#async::Service> {
-        ["containerd.task.v2.Task", "containerd.task.v3.Task"]
-            .into_iter()
-            .flat_map(|name| {
-                let handler = Arc::new(handlers::Handler::new(Arc::clone(self)));
-                create_task(handler).into_values().map(move |service| (name.to_owned(), service))
-            })
-            // A client that probes for these is to hear that they are not implemented; of a service that it does not
-            // know at all the ttrpc library says that the argument is invalid.
-            .chain(NOT_IMPLEMENTED.map(|name| {
-                let nothing = ttrpc::r#async::Service { methods: HashMap::new(), streams: HashMap::new() };
-                (name.to_owned(), nothing)
-            }))
-            .collect()
+        let mut all = create_sandbox(Arc::new(sandbox_api::Handler::new(Arc::clone(self))));
+        for name in ["containerd.task.v2.Task", "containerd.task.v3.Task"] {
+            let handler = Arc::new(handlers::Handler::new(Arc::clone(self)));
+            all.extend(create_task(handler).into_values().map(|service| (name.to_owned(), service)));
+        }
+        // A client that probes for it is to hear that it is not implemented; of a service that it does not know at all the
+        // ttrpc library says that the argument is invalid.
+        let nothing = ttrpc::r#async::Service { methods: HashMap::new(), streams: HashMap::new() };
+        all.insert(NOT_IMPLEMENTED.to_owned(), nothing);
+        all
     }
 
     /// Whether there is nothing to serve.
@@ -163,7 +179,7 @@ impl Service {
             let tasks = self.tasks();
             match (&tasks.sandbox, tasks.containers.get(id)) {
                 (_, Some(Slot::Ready(container))) => Arc::clone(container),
-                (Slot::Ready(sandbox), _) if sandbox.id == id => {
+                (Slot::Ready(sandbox), _) if sandbox.id == id && sandbox.api == Api::Task => {
                     if exec_id.is_empty() {
                         return Ok(Target::Sandbox(Arc::clone(sandbox)));
                     }
@@ -181,14 +197,16 @@ impl Service {
 
     async fn start(self: &Arc<Self>, id: &str, exec_id: &str) -> Result<u32, TaskError> {
         match self.target(id, exec_id)? {
-            Target::Sandbox(sandbox) => {
-                sandbox.start(&self.publisher).await?;
-                self.watch_oom(&sandbox);
-                Ok(sandbox.pid())
-            }
+            Target::Sandbox(sandbox) => self.start_sandbox(&sandbox).await,
             Target::Container(container) => container.start(&self.publisher).await,
             Target::Exec(container, exec) => exec.start(&container, &self.sandbox()?, &self.publisher).await,
         }
+    }
+
+    async fn start_sandbox(self: &Arc<Self>, sandbox: &Sandbox) -> Result<u32, TaskError> {
+        sandbox.start(&self.publisher).await?;
+        self.watch_oom(sandbox);
+        Ok(sandbox.pid())
     }
 
     fn watch_oom(self: &Arc<Self>, sandbox: &Sandbox) {
@@ -244,7 +262,7 @@ impl Service {
         event.pid = sandbox.pid();
         event.exit_status = exit.status;
         event.exited_at = MessageField::some(timestamp(exit.at));
-        self.publisher.publish(&event);
+        sandbox.tell(&self.publisher, &event);
         Ok(exit)
     }
 

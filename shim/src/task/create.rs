@@ -88,6 +88,9 @@ pub async fn create(
 ) -> Result<Container, TaskError> {
     let (mut spec, bounding) = spec::load_container(Path::new(&request.bundle)).map_err(TaskError::failed)?;
     judge(&spec, &bounding, &pod, policy)?;
+    if let Some(files) = &pod.files {
+        files.mount(&mut spec);
+    }
     let fifos = Fifos::open(&request.paths).map_err(TaskError::failed)?;
     let ids = fifos.ids(&pod.next_stream);
     let (pid_namespace, pid_target) =
