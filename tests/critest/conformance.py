@@ -5,7 +5,7 @@ import pathlib
 import re
 import sys
 
-COLUMNS = ["runc", "fargate", "guest"]
+COLUMNS = ["runc", "fargate", "guest", "sandbox"]
 MARKS = {"passed": "passed", "expected": "refused", "skipped": "skipped", "failed": "**FAILED**"}
 
 runs = [json.loads(pathlib.Path(file).read_text()) for file in sys.argv[1:]]
@@ -28,7 +28,7 @@ print(f"""# Conformance
 
 critest 1.36.0, Kubernetes's conformance suite for container runtimes, whole and unchanged, on the emulated host; written by `make critest`.
 A column is a runtime and the containerd it ran under: *runc* is the control, *fargate* is Ravelin as it comes, *guest* is Ravelin with
-`[policy] mode = "guest"`. A spec that asks for what a policy refuses must fail, with the policy's words: that counts as *refused*. *skipped* is critest's own
+`[policy] mode = "guest"`, *sandbox* is Ravelin as it comes, through containerd's sandbox API. A spec that asks for what a policy refuses must fail, with the policy's words: that counts as *refused*. *skipped* is critest's own
 decision, for example where a containerd does not offer what the spec tests.
 
 | | {' | '.join(title(run) for run in runs)} |
