@@ -7,11 +7,12 @@ use super::layout::MMIO_WINDOW;
 
 /// What every guest gets: end on panic, no probing for hardware that is not there, no waiting that buys nothing in a
 /// fresh machine. The jitter entropy source alone would take a third of the boot to test itself; the processor and the
-/// entropy device feed the kernel's generator. The initramfs is kept: its pages are the host's own, and giving them back
-/// would overwrite and so copy each of them.
+/// entropy device feed the kernel's generator. No interface is there but the pod's own: tunnels and dummies come when they
+/// are asked for. The initramfs is kept: its pages are the host's own, and giving them back would overwrite and so copy
+/// each of them.
 const BASE: &str = "panic=-1 reboot=k random.trust_cpu=on cryptomgr.notests no_timer_check \
-                    rcupdate.rcu_expedited=1 dummy.numdummies=0 initcall_blacklist=jent_mod_init \
-                    retain_initrd";
+                    rcupdate.rcu_expedited=1 dummy.numdummies=0 fb_tunnels=none \
+                    initcall_blacklist=jent_mod_init retain_initrd";
 /// Without the debug console nothing is printed and the serial port is not probed for.
 const SILENT: &str = "quiet loglevel=0 8250.nr_uarts=0";
 /// With it, from the first moment on.

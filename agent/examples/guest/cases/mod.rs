@@ -2,6 +2,7 @@
 
 mod exec;
 mod isolation;
+mod kernel;
 mod lifecycle;
 mod resources;
 mod stdio;
@@ -63,6 +64,11 @@ pub fn run() {
         isolation::users,
         isolation::shared_pids,
         isolation::target_pids,
+        kernel::sockets,
+        kernel::links,
+        kernel::calls_of_32_bits,
+        kernel::what_is_built_in,
+        kernel::mitigations,
         volumes::volumes,
         volumes::subpaths,
         volumes::links,
