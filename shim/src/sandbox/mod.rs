@@ -95,6 +95,8 @@ type Booting = JoinHandle<Result<Arc<Pod>, BootError>>;
 pub struct Sandbox {
     /// Its id.
     pub id: String,
+    /// What it was made from.
+    pub plan: Plan,
     /// Its bundle, as containerd named it.
     pub bundle: String,
     /// What containerd knows of it.
@@ -149,7 +151,8 @@ impl Sandbox {
             )
         };
         Ok(Arc::new(Self {
-            id: plan.sandbox_id,
+            id: plan.sandbox_id.clone(),
+            plan,
             bundle,
             api,
             created_at: SystemTime::now(),

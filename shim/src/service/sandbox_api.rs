@@ -18,6 +18,7 @@ use containerd_shim_protos::sandbox_api::{
 use containerd_shim_protos::sandbox_async::Sandbox as SandboxService;
 use prost::Message;
 use protobuf::MessageField;
+use protobuf::well_known_types::any::Any;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 use ttrpc::r#async::TtrpcContext;
@@ -35,6 +36,9 @@ use crate::stats;
 /// CRI's words for a sandbox's state.
 const READY: &str = "SANDBOX_READY";
 const NOT_READY: &str = "SANDBOX_NOTREADY";
+
+/// containerd's name for the type of an OCI spec, which is JSON.
+const OCI_SPEC: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
 
 /// The generated trait's implementation.
 pub(super) struct Handler(Arc<Service>);
@@ -112,6 +116,23 @@ fn files(bundle: &Path, hostname: &str, config: &PodSandboxConfig) -> Result<Pod
     })
 }
 
+/// The pod as an OCI spec, from which NRI's plugins learn its cgroup and its network namespace.
+fn spec(sandbox: &Sandbox) -> Any {
+    let plan = &sandbox.plan;
+    let spec = json!({
+        "ociVersion": oci_spec::runtime::VERSION,
+        "hostname": plan.hostname,
+        "linux": {
+            "cgroupsPath": plan.cgroups_path,
+            "namespaces": [{ "type": "network", "path": plan.netns }],
+        },
+    });
+    let mut any = Any::new();
+    any.type_url = OCI_SPEC.to_owned();
+    any.value = spec.to_string().into_bytes();
+    any
+}
+
 /// What `crictl inspectp` shows: a JSON text of which containerd reads the fields it knows.
 fn info(sandbox: &Sandbox) -> String {
     let status = match sandbox.life().phase() {
@@ -153,6 +174,7 @@ impl SandboxService for Handler {
         let mut response = StartSandboxResponse::new();
         response.pid = sandbox.pid();
         response.created_at = MessageField::some(timestamp(sandbox.created_at));
+        response.spec = MessageField::some(spec(&sandbox));
         Ok(response)
     }
 
