@@ -19,7 +19,8 @@ fn thirty_layers_merge_as_the_image_says() {
          echo null=$(stat -c '%F %t:%T' odd/null); echo text > odd/null && echo writable=yes
          echo setuid=$(stat -c %a odd/setuid); echo owned=$(stat -c '%a %u:%g' odd/owned); echo sticky=$(stat -c %a odd/sticky)
          echo link=$(readlink odd/dangling); echo long=$(cat odd/nnnnn*); echo unicode=$(cat odd/*code*name); ls odd | sed -n 's/^/name=/p' | grep code
-         echo devices=$(find /layers /odd /opaque /gone /replaced /links -exec stat -c %d {} + | sort -u | wc -l)",
+         echo devices=$(find /layers /odd /opaque /gone /replaced /links -exec stat -c %d {} + | sort -u | wc -l)
+         echo largest=$(find /layers /odd /opaque /gone /replaced /links /dev/null -exec stat -c %i {} + | sort -n | tail -n 1)",
     ));
     for (key, value) in [
         ("top", "29"),
@@ -43,6 +44,8 @@ fn thirty_layers_merge_as_the_image_says() {
     ] {
         assert_eq!(said[key], value, "{key}");
     }
+    // Programs of 32 bits have no room for more.
+    assert!(said["largest"].parse::<u64>().unwrap() < 1 << 32, "{}", said["largest"]);
     // A file capability is there: who has the capability at all can run the program, and who has not cannot.
     let user = json!({ "value": 1000 });
     let run = |drop: &[&str]| {

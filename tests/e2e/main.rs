@@ -5,6 +5,7 @@
 
 mod attach;
 mod clock;
+mod cri;
 mod density;
 mod dns;
 mod exec;

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use serde_json::{Value, json};
 
-use crate::{ContainerSpec, Handler, Host, Run, Traces};
+use crate::{ContainerSpec, Handler, Host, Run, Session, Traces};
 
 /// What a pod shall be. Starts as a plain pod of its own namespaces; [`PodSpec::set`] changes any field of CRI's
 /// `PodSandboxConfig`.
@@ -108,6 +108,33 @@ impl<'h> PodSpec<'h> {
         self.config["metadata"]["name"].as_str().unwrap_or_default().to_owned()
     }
 
+    /// Begins to run the pod and does not wait: for tests in which that comes to nothing. [`PodSpec::start`] can follow.
+    #[track_caller]
+    #[must_use]
+    pub fn begin(&self) -> Session {
+        Session::pipes(&self.prepare())
+    }
+
+    /// Makes what the kubelet makes before it runs a pod; gives the command that runs it.
+    fn prepare(&self) -> Run {
+        let folder = self.folder();
+        fs::create_dir_all(&folder).expect("the test's folder can be made");
+        let logs = self.config["log_directory"].as_str().unwrap_or_default();
+        fs::create_dir_all(logs).expect("the log folder can be made");
+        make_cgroups(self.config["linux"]["cgroup_parent"].as_str().unwrap_or_default(), self.allowed_mib);
+        let file = folder.join("pod.json");
+        fs::write(&file, self.config.to_string()).expect("the pod's configuration can be written");
+        Run::crictl().args(["runp", "--runtime", self.handler.name()]).arg(&file)
+    }
+
+    fn uid(&self) -> String {
+        self.config["metadata"]["uid"].as_str().unwrap_or_default().to_owned()
+    }
+
+    fn folder(&self) -> PathBuf {
+        PathBuf::from(format!("/var/tmp/ravelin-tests/{}", self.uid()))
+    }
+
     /// Runs the pod; panics with the runtime's words when it is refused.
     #[track_caller]
     pub fn start(self) -> Pod<'h> {
@@ -120,15 +147,9 @@ impl<'h> PodSpec<'h> {
     #[track_caller]
     pub fn try_start(self) -> Result<Pod<'h>, String> {
         let name = self.name();
-        let uid = self.config["metadata"]["uid"].as_str().unwrap_or_default().to_owned();
-        let folder = PathBuf::from(format!("/var/tmp/ravelin-tests/{uid}"));
-        fs::create_dir_all(&folder).expect("the test's folder can be made");
-        let logs = self.config["log_directory"].as_str().unwrap_or_default();
-        fs::create_dir_all(logs).expect("the log folder can be made");
-        make_cgroups(self.config["linux"]["cgroup_parent"].as_str().unwrap_or_default(), self.allowed_mib);
-        let file = folder.join("pod.json");
-        fs::write(&file, self.config.to_string()).expect("the pod's configuration can be written");
-        let done = Run::crictl().args(["runp", "--runtime", self.handler.name()]).arg(&file).run();
+        let uid = self.uid();
+        let folder = self.folder();
+        let done = self.prepare().run();
         if done.code != 0 {
             remove_folders(&folder, &self.config);
             return Err(format!("{name}: {}", done.stderr.trim()));

@@ -1,0 +1,143 @@
+//! What containerd's own integration tests of CRI ask of every runtime, asked here of a containerd that runs as it is.
+
+use std::fs;
+use std::time::Duration;
+
+use ravelin_tests::{Host, Run, eventually};
+use serde_json::{Value, json};
+
+use crate::assert_says;
+
+#[test]
+fn a_name_is_taken_as_long_as_its_pod_or_container_is_there() {
+    let host = Host::shared();
+    let pod = host.pod().start();
+    let config = format!("/var/tmp/ravelin-tests/{}/pod.json", pod.uid);
+    let again = Run::crictl().args(["runp", "--runtime", Host::handler().name(), &config]).run();
+    assert!(again.code != 0, "{}", again.text());
+    assert_says(&again.stderr, "is reserved for");
+    let container = pod.container().set("/metadata/name", "same").idle().start();
+    let second = pod.container().set("/metadata/name", "same").idle().try_create();
+    assert_says(&second.expect_err("the name is taken"), "is reserved for");
+    // Both are free again with what had them.
+    container.remove();
+    let container = pod.container().set("/metadata/name", "same").idle().start();
+    assert_eq!(container.exec_sh("echo alive"), "alive");
+    container.remove();
+    pod.remove();
+}
+
+#[test]
+fn statistics_are_listed_by_container_pod_and_label() {
+    let host = Host::shared();
+    let (one, two) = (host.pod().start(), host.pod().start());
+    let label = format!("e2e-{}", one.uid);
+    let first = one.container().set("/labels", json!({ label.as_str(): "first" })).idle().start();
+    let second = one.container().set("/labels", json!({ label.as_str(): "second" })).idle().start();
+    let other = two.container().set("/labels", json!({ label.as_str(): "first" })).idle().start();
+    let listed = |filter: &[&str]| {
+        eventually("containerd has statistics of all", || {
+            let all = Run::crictl().args(["stats", "-o", "json"]).args(filter).json();
+            let all = all["stats"].as_array().cloned().unwrap_or_default();
+            let complete = all.iter().all(|one| !one["cpu"].is_null() && !one["memory"].is_null());
+            complete.then(|| {
+                let mut ids: Vec<_> = all
+                    .iter()
+                    .filter_map(|one| one["attributes"]["id"].as_str())
+                    .map(str::to_owned)
+                    .collect();
+                ids.sort();
+                ids
+            })
+        })
+    };
+    assert_eq!(listed(&["--id", &first.id]), [first.id.as_str()]);
+    assert_eq!(listed(&["--pod", &one.id]), sorted([&first.id, &second.id]));
+    assert_eq!(listed(&["--label", &format!("{label}=first")]), sorted([&first.id, &other.id]));
+    assert_eq!(listed(&["--pod", &two.id, "--label", &format!("{label}=second")]), [""; 0]);
+    for container in [first, second, other] {
+        container.stop(Duration::ZERO);
+    }
+}
+
+fn sorted(mut ids: [&str; 2]) -> [&str; 2] {
+    ids.sort_unstable();
+    ids
+}
+
+#[test]
+fn an_image_that_is_imported_is_there_to_be_run_and_can_be_removed() {
+    let host = Host::shared();
+    let name = "localhost/ravelin/cri-import:latest";
+    let folder = "/var/tmp/cri-import";
+    let make = format!(
+        "mkdir -p {folder}/bin && cp $(command -v busybox) {folder}/bin/sh && tar -C {folder} -cf {folder}/layer.tar bin && crane append -f {folder}/layer.tar -t {name} -o {folder}/image.tar"
+    );
+    Run::new("sh").args(["-c", &make]).ok();
+    Run::ctr().args(["images", "import", &format!("{folder}/image.tar")]).ok();
+    fs::remove_dir_all(folder).unwrap();
+    let images = || {
+        let list = Run::crictl().args(["images", "-o", "json"]).json();
+        let tags = list["images"].as_array().cloned().unwrap_or_default();
+        tags.iter()
+            .any(|image| image["repoTags"].as_array().is_some_and(|tags| tags.contains(&Value::from(name))))
+    };
+    eventually("CRI knows the image", || images().then_some(()));
+    let pod = host.pod().start();
+    let container = pod.container().image(name).command(&["/bin/sh", "-c", "echo imported"]).start();
+    assert_eq!(container.output(), "imported\n");
+    container.remove();
+    pod.remove();
+    Run::ctr().args(["images", "rm", "--sync", name]).ok();
+    eventually("CRI forgets the image", || (!images()).then_some(()));
+}
+
+#[test]
+fn a_pod_whose_machine_and_network_namespace_are_gone_is_removed_and_gives_its_address_back() {
+    let host = Host::alone();
+    let pod = host.pod().start();
+    let _container = pod.container().idle().start();
+    let address =
+        pod.addresses().into_iter().find(std::net::IpAddr::is_ipv4).expect("an IPv4 address").to_string();
+    let lease = std::path::Path::new("/var/lib/cni/networks/pods").join(&address);
+    assert!(lease.exists(), "{}", lease.display());
+    let netns = pod.netns();
+    // As a node that lost its power: nothing of the pod runs, and /run is empty.
+    let machine = pod.inspect()["info"]["pid"].as_u64().expect("the sandbox has a process").to_string();
+    Run::new("kill").args(["-KILL", &machine]).ok();
+    eventually("the pod is seen to be dead", || (pod.state() == "SANDBOX_NOTREADY").then_some(()));
+    let netns = netns.to_string_lossy().into_owned();
+    Run::new("umount").args(["-l", &netns]).ok();
+    fs::remove_file(&netns).unwrap();
+    pod.remove();
+    assert!(!lease.exists(), "{address} is still taken");
+    host.assert_clean();
+}
+
+#[test]
+fn a_containerd_that_dies_while_a_pod_starts_leaves_nothing_that_cannot_be_removed() {
+    let host = Host::alone();
+    // One that is there already has nothing to do with it.
+    let bystander = host.pod().start();
+    let working = bystander.container().idle().start();
+    for (moment, pause) in [("the network is set up", 300), ("the machine starts", 1500)] {
+        let spec = host.pod();
+        let name = spec.name();
+        let mut starting = spec.begin();
+        // Not an event to wait for: wherever it is by then, it must be taken back.
+        std::thread::sleep(Duration::from_millis(pause));
+        host.stop_containerd("KILL");
+        starting.kill();
+        host.start_containerd();
+        let listed = Run::crictl().args(["pods", "-q", "--name", &format!("^{name}$")]).ok();
+        for id in listed.split_whitespace() {
+            Run::crictl().args(["rmp", "-f", id]).ok();
+        }
+        assert_eq!(working.exec_sh("echo alive"), "alive", "when {moment}");
+        // The name is free, and a pod of that name starts.
+        spec.start().remove();
+    }
+    working.remove();
+    bystander.remove();
+    host.assert_clean();
+}
