@@ -114,20 +114,29 @@ pub fn push(volumes: &Path, request: &api::PushVolumeRequest) -> Result<()> {
     }
 }
 
-/// Reads the beginning of a file that containers may write.
+/// Reads the beginning of a file that containers may write, and removes it if that was the last time.
 ///
 /// # Errors
 ///
 /// [`AgentError::NotFound`] when there is no such volume; [`AgentError::Invalid`] when it is not such a file.
 pub fn read(volumes: &Path, request: &api::ReadVolumeRequest) -> Result<Vec<u8>> {
-    const MOST: u32 = 1 << 20;
     let path = find(volumes, &request.volume)?;
-    let metadata = fs::symlink_metadata(&path).attempt(|| format!("look at {}", path.display()))?;
+    let data = read_file(&path, request);
+    // What is gone already needs no removal.
+    if request.remove {
+        let _ = fs::remove_file(&path);
+    }
+    data
+}
+
+fn read_file(path: &Path, request: &api::ReadVolumeRequest) -> Result<Vec<u8>> {
+    const MOST: u32 = 1 << 20;
+    let metadata = fs::symlink_metadata(path).attempt(|| format!("look at {}", path.display()))?;
     if !metadata.is_file() {
         return Err(AgentError::Invalid(format!("volume {} is not a single file", request.volume)));
     }
     let attempt = || format!("read {}", path.display());
-    let file = OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW).open(&path).attempt(attempt)?;
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW).open(path).attempt(attempt)?;
     let mut data = Vec::new();
     file.take(request.max_bytes.min(MOST).into()).read_to_end(&mut data).attempt(attempt)?;
     Ok(data)

@@ -106,9 +106,11 @@ fn what_a_container_wrote_is_kept_and_read_back() {
     push(root.path(), &request).unwrap();
     fs::write(root.path().join("logs/v"), "last words").unwrap();
     push(root.path(), &request).unwrap();
-    let read_back = read(root.path(), &api::ReadVolumeRequest { volume: "v".into(), max_bytes: 4 }).unwrap();
+    let read_back =
+        read(root.path(), &api::ReadVolumeRequest { volume: "v".into(), max_bytes: 4, remove: false })
+            .unwrap();
     assert_eq!(read_back, b"last");
-    let missing = api::ReadVolumeRequest { volume: "w".into(), max_bytes: 4 };
+    let missing = api::ReadVolumeRequest { volume: "w".into(), max_bytes: 4, remove: true };
     assert!(matches!(read(root.path(), &missing), Err(AgentError::NotFound(_))));
 }
 

@@ -196,6 +196,14 @@ pub fn host_mounts(spec: &Spec) -> impl Iterator<Item = (&Mount, &str)> {
     })
 }
 
+/// Where the spec's devices would be in the container. containerd lists none but those that were asked for: the usual ones
+/// are the runtime's to make.
+#[must_use]
+pub fn devices(spec: &Spec) -> Vec<String> {
+    let devices = spec.linux().as_ref().and_then(|linux| linux.devices().as_ref());
+    devices.into_iter().flatten().map(|device| device.path().display().to_string()).collect()
+}
+
 /// Takes out of a container's spec what belongs to the host. The mounts are left to the volumes.
 pub fn strip_host(spec: &mut Spec) {
     let readonly = spec.root().as_ref().and_then(Root::readonly);
@@ -205,6 +213,7 @@ pub fn strip_host(spec: &mut Spec) {
     spec.set_hooks(None);
     if let Some(linux) = spec.linux_mut() {
         linux.set_cgroups_path(None);
+        linux.set_devices(None);
         linux.set_intel_rdt(None);
         linux.set_mount_label(None);
         for namespace in linux.namespaces_mut().iter_mut().flatten() {
@@ -247,6 +256,7 @@ mod tests {
             "linux": {
                 "cgroupsPath": "/k8s.io/abc",
                 "sysctl": { "net.ipv4.ip_forward": "1" },
+                "devices": [{ "path": "/dev/block-claim", "type": "b", "major": 259, "minor": 3 }],
                 "namespaces": [
                     { "type": "pid" },
                     { "type": "network", "path": "/var/run/netns/cni-1" },
@@ -264,6 +274,7 @@ mod tests {
         assert_eq!(kind(&spec).unwrap(), Kind::Container { sandbox_id: "abc".into() });
         assert_eq!(network_namespace(&spec), Some("/var/run/netns/cni-1".into()));
         assert_eq!(cgroups_path(&spec).as_deref(), Some("/k8s.io/abc"));
+        assert_eq!(devices(&spec), ["/dev/block-claim"]);
         assert_eq!(pid_namespace(&spec), PidNamespace::Own);
         assert_eq!(host_mounts(&spec).map(|(_, source)| source).collect::<Vec<_>>(), ["/h/hosts", "/h/x"]);
         spec.set_annotations(None);
@@ -314,7 +325,9 @@ mod tests {
         let mut spec = spec();
         strip_host(&mut spec);
         let text = String::from_utf8(encode(&spec).unwrap()).unwrap();
-        for word in ["/run/containerd", "k8s.io/abc", "netns", "/proc/7", "evil", "apparmor", "selinux"] {
+        for word in
+            ["/run/containerd", "k8s.io/abc", "netns", "/proc/7", "evil", "apparmor", "selinux", "claim"]
+        {
             assert!(!text.contains(word), "{word} in {text}");
         }
         assert_eq!(spec.root().as_ref().and_then(Root::readonly), Some(true));

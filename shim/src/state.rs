@@ -45,6 +45,8 @@ pub struct State {
     pub shim: Option<ProcessRef>,
     /// The machine.
     pub machine: Option<ProcessRef>,
+    /// The user the machine runs as.
+    pub uid: Option<u32>,
     /// The pod's network namespace, once a tap may be in it.
     pub netns: Option<PathBuf>,
     /// The pod's cgroup in the OCI spec's form, once it may exist.
@@ -92,6 +94,21 @@ impl StateDir {
             Err(error) => return Err(error),
         };
         Ok(Some(serde_json::from_reader(io::Read::take(file, MAX_BYTES))?))
+    }
+
+    /// The states of the other pods on this node, as far as they can be read.
+    ///
+    /// # Errors
+    /// When the directory of all pods' state cannot be listed.
+    pub fn others(&self) -> io::Result<Vec<State>> {
+        let Some(root) = self.0.parent() else { return Ok(Vec::new()) };
+        let entries = match fs::read_dir(root) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries?,
+        };
+        let others = entries.flatten().map(|entry| entry.path()).filter(|path| *path != self.0);
+        // One that is just being removed, or not yet written, has no machine.
+        Ok(others.filter_map(|path| Self(path).load().ok().flatten()).collect())
     }
 
     /// Removes the directory; succeeds when there is none.

@@ -1,13 +1,16 @@
 //! Pods reach each other and the host, and are reached, over IPv4 and IPv6.
 
+use std::fs;
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::path::PathBuf;
 use std::thread;
 use std::time::Duration;
 
 use ravelin_tests::{Container, Host, PATIENCE, Pod, Run, Session, images, until};
 
 use crate::report;
+use crate::start_failures::Away;
 
 /// Echoes TCP streams and UDP datagrams on port 7, for ever.
 const ECHO: &str = "
@@ -143,6 +146,39 @@ fn a_forwarded_port_reaches_a_server_on_the_pods_loopback() {
         answer.contains("hello from a pod").then_some(())
     });
     assert!(page.is_some(), "no page came through: {}", forward.heard());
+}
+
+#[test]
+fn what_the_cni_says_of_a_route_holds_in_the_pod() {
+    let host = Host::alone();
+    // The last plugin of the chain does its work and then changes the default route, as a network of tunnels does.
+    let plugins = ["/opt/cni/bin/portmap", "/usr/lib/cni/portmap"].map(PathBuf::from);
+    let _changed: Vec<Away> = plugins
+        .iter()
+        .filter(|plugin| plugin.exists())
+        .map(|plugin| {
+            let away = Away::take(plugin.to_str().unwrap());
+            let script = format!(
+                "#!/bin/sh\n{} \"$@\"; code=$?\n[ \"$CNI_COMMAND\" = ADD ] && nsenter --net=\"$CNI_NETNS\" sh -c 'ip route change $(ip route show default) mtu 1400 advmss 1300' >&2\nexit $code\n",
+                away.other.display()
+            );
+            fs::write(plugin, script).unwrap();
+            Run::new("chmod").args(["755", plugin.to_str().unwrap()]).ok();
+            away
+        })
+        .collect();
+    let pod = host.pod().start();
+    // /proc/net/route shows the advertised segment with its headers; the socket knows the path's MTU (IP_MTU).
+    let program = "import socket
+routes = [line.split() for line in open('/proc/net/route')]
+print([route[8] for route in routes if route[1] == '00000000'][0])
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.connect(('192.0.2.1', 9))
+print(s.getsockopt(socket.IPPROTO_IP, 14))";
+    let container = pod.container().image(images::DEBIAN).command(&["python3", "-c", program]).start();
+    assert_eq!(container.output(), "1340\n1400\n");
+    drop(container);
+    pod.remove();
 }
 
 fn echo_server<'p>(pod: &'p Pod<'p>) -> Container<'p> {

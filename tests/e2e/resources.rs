@@ -52,6 +52,41 @@ fn a_container_stays_within_its_processor_limit_and_can_be_given_another() {
 }
 
 #[test]
+fn a_container_is_given_more_as_far_as_its_machine_has_it() {
+    let Some(host) = Host::shared_with_ravelin() else { return };
+    // A machine of one vCPU, half of which the pod may use, and of 1 GiB, 256 MiB of which are its kernel's.
+    let pod = host.pod().sized(500, 256).start();
+    let limits = |cpu_quota: u32, memory: u32| {
+        [("cpu-quota", cpu_quota), ("cpu-period", 100_000), ("memory", memory << 20)]
+            .map(|(name, value)| format!("--{name}={value}"))
+    };
+    let container = pod
+        .container()
+        .idle()
+        .set("/linux/resources/cpu_period", 100_000)
+        .set("/linux/resources/cpu_quota", 50_000)
+        .set("/linux/resources/memory_limit_in_bytes", 256 << 20);
+    let container = container.start();
+    assert_eq!(processor_limit(&pod), Some("50000 100000".to_owned()));
+    let update = |cpu, memory| Run::crictl().arg("update").args(limits(cpu, memory)).arg(&container.id).run();
+    let given = update(90_000, 512);
+    assert_eq!(given.code, 0, "{}", given.stderr);
+    assert_eq!(processor_limit(&pod), Some("90000 100000".to_owned()));
+    let now = container.exec_sh("cat /sys/fs/cgroup/cpu.max /sys/fs/cgroup/memory.max");
+    assert_eq!(now, "90000 100000\n536870912");
+    for (cpu, memory, words) in
+        [(150_000, 512, "can have 1000 millis, not 1500"), (90_000, 1024, "can have 768 MiB, not 1024")]
+    {
+        let refused = update(cpu, memory);
+        assert!(refused.code != 0 && refused.stderr.contains(words), "{}", refused.stderr);
+    }
+    // Nothing of it came to be.
+    assert_eq!(container.exec_sh("cat /sys/fs/cgroup/cpu.max /sys/fs/cgroup/memory.max"), now);
+    assert_eq!(update(50_000, 256).code, 0);
+    assert_eq!(processor_limit(&pod), Some("50000 100000".to_owned()));
+}
+
+#[test]
 fn a_pod_that_forks_and_allocates_wildly_harms_only_itself() {
     let Some(host) = Host::shared_with_ravelin() else { return };
     let pod = host.pod().without_size().start();

@@ -94,13 +94,13 @@ fn fails(host: &Host, words: &[&str]) {
 }
 
 /// A file that is away until this is dropped.
-struct Away {
+pub struct Away {
     file: PathBuf,
-    other: PathBuf,
+    pub other: PathBuf,
 }
 
 impl Away {
-    fn take(file: &str) -> Self {
+    pub fn take(file: &str) -> Self {
         let other = PathBuf::from(format!("{file}.away"));
         fs::rename(file, &other).unwrap_or_else(|error| panic!("cannot move {file}: {error}"));
         Self { file: PathBuf::from(file), other }

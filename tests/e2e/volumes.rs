@@ -78,6 +78,30 @@ fn an_empty_dir_in_memory_is_a_tmpfs_of_its_size() {
 }
 
 #[test]
+fn a_volume_of_the_image_is_writable_where_the_root_is_not_and_made_where_it_is_missing() {
+    let Some(host) = Host::shared_with_ravelin() else { return };
+    let pod = host.pod().start();
+    // containerd makes such a directory for each VOLUME of an image.
+    let made = |name| format!("/var/lib/containerd/io.containerd.grpc.v1.cri/containers/e2e/volumes/{name}");
+    let container = pod
+        .container()
+        .sh("touch /missing/deep/x /var/www/y && ls /missing/deep /var/www; touch /z 2> /dev/null || echo read-only")
+        .security("readonly_rootfs", true)
+        .mount(made("deep"), "/missing/deep", false)
+        .mount(made("www"), "/var/www", false)
+        .start();
+    assert_eq!(container.output(), "/missing/deep:\nx\n\n/var/www:\nindex.html\ny\nread-only\n");
+    // A device of the node is none of the pod's.
+    let device = serde_json::json!([{ "container_path": "/dev/claim", "host_path": "/dev/null", "permissions": "rwm" }]);
+    let refused = pod.container().idle().set("/devices", device).try_create();
+    let refused = refused.expect_err("a device of the node is refused");
+    assert!(
+        refused.contains("devices of the node are not supported yet") && refused.contains("/dev/claim"),
+        "{refused}"
+    );
+}
+
+#[test]
 fn the_termination_log_comes_back_to_the_node() {
     let host = Host::shared();
     let pod = host.pod().start();

@@ -72,7 +72,8 @@ fn build(
         .unwrap_or_default();
 
     let rootfs = rootfs::mount(id, &request.layers)?;
-    let sources = mounts::resolve(id, parsed.mounts().as_deref().unwrap_or_default(), &request.mounts)?;
+    let mounts = parsed.mounts().as_deref().unwrap_or_default();
+    let sources = mounts::resolve(id, mounts, &rootfs, &request.mounts)?;
     let home = |uid| user::home(&rootfs, uid);
     let has_control = |file: &str| Path::new(paths::POD_CGROUP).join(file).exists();
     let mut completed = spec::complete(

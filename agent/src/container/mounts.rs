@@ -35,7 +35,12 @@ pub struct Source {
 ///
 /// [`AgentError::Invalid`] for names and paths that are not what the protocol allows, [`AgentError::NotFound`] for
 /// a volume that was not pushed.
-pub fn resolve(id: &str, mounts: &[Mount], sources: &[api::MountSource]) -> Result<BTreeMap<usize, Source>> {
+pub fn resolve(
+    id: &str,
+    mounts: &[Mount],
+    rootfs: &Path,
+    sources: &[api::MountSource],
+) -> Result<BTreeMap<usize, Source>> {
     let mut resolved = BTreeMap::new();
     for source in sources {
         let index = usize::try_from(source.spec_index).unwrap_or(usize::MAX);
@@ -50,6 +55,9 @@ pub fn resolve(id: &str, mounts: &[Mount], sources: &[api::MountSource]) -> Resu
                 (use_empty_dir(id, index, dir, wanted)?, false)
             }
             Some(api::mount_source::Source::Shm(_)) => (PathBuf::from(paths::SHM), false),
+            Some(api::mount_source::Source::OwnDirectory(_)) => {
+                (own_directory(id, index, mounts, rootfs)?, false)
+            }
             None => {
                 return Err(AgentError::Invalid(format!(
                     "mount {index} of container {id} has no kind of source"
@@ -61,6 +69,21 @@ pub fn resolve(id: &str, mounts: &[Mount], sources: &[api::MountSource]) -> Resu
         }
     }
     Ok(resolved)
+}
+
+/// The directory of the container's own root file system where mount `index` goes.
+///
+/// A mount of its own keeps it writable when the root is made read-only.
+fn own_directory(id: &str, index: usize, mounts: &[Mount], rootfs: &Path) -> Result<PathBuf> {
+    let mount = mounts
+        .get(index)
+        .ok_or_else(|| AgentError::Invalid(format!("the spec of container {id} has no mount {index}")))?;
+    let inside = mount.destination().strip_prefix("/").unwrap_or(mount.destination());
+    let inside: PathBuf = inside.components().filter(|part| !matches!(part, Component::CurDir)).collect();
+    if inside.as_os_str().is_empty() {
+        return Err(AgentError::Invalid(format!("mount {index} of container {id} would cover its root")));
+    }
+    bind(id, index, &walk(rootfs, &inside, Missing::MakeLikeVolume)?, false)
 }
 
 /// What a container mounts of an emptyDir.

@@ -4,6 +4,7 @@
 //! is put below it, where containerd would have put the pause container. Works on cgroup v2, and on v1.
 
 mod counters;
+pub mod oom;
 mod path;
 mod remove;
 #[cfg(test)]

@@ -10,9 +10,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::plan::Plan;
 use super::supervisor::Supervisor;
-use super::{Pod, Resources, clock, port_forward, tunables};
+use super::{Pod, Resources, clock, port_forward, tunables, uid};
 use crate::agent::{Agent, AgentError};
-use crate::cgroup::{CgroupError, Limits, PodCgroup};
+use crate::cgroup::{CgroupError, Limits, PodCgroup, oom};
 use crate::config::Config;
 use crate::error::bounded;
 use crate::machine::{self, BootFds, Machine, MachineError, SpawnConfig};
@@ -52,6 +52,9 @@ pub enum BootError {
         #[source]
         source: std::io::Error,
     },
+    /// The machine's user.
+    #[error("cannot take a user id for the pod's machine")]
+    Uid(#[source] io::Error),
     /// The pod's network.
     #[error("cannot join the machine to the pod's network")]
     Network(#[source] NetworkError),
@@ -130,11 +133,17 @@ pub(super) async fn machine(
     save(state)?;
     resources.netns = Some(plan.netns.clone());
 
-    let uid = plan.uid(config);
+    let uid = uid::take(config, directory, state).await.map_err(BootError::Uid)?;
     let spawn =
         SpawnConfig { vmm: config.vmm.path.clone(), uid, gid: uid, sandbox_id: plan.sandbox_id.clone() };
     let machine = Machine::spawn(&spawn).map_err(BootError::Machine)?;
     resources.machine = Some(machine.clone());
+    if let Err(error) = oom::set(machine.pid(), oom::score(&plan.cgroups_path)) {
+        tracing::warn!(
+            sandbox = plan.sandbox_id,
+            "the machine keeps containerd's out-of-memory score: {error}"
+        );
+    }
     state.machine = Some(ProcessRef { pid: machine.pid(), start_time: machine.start_time() });
     save(state)?;
 

@@ -8,12 +8,15 @@ pub mod plan;
 mod pod;
 mod port_forward;
 mod request;
+mod resize;
 pub mod supervisor;
 mod tunables;
+mod uid;
 
 pub use files::PodFiles;
 pub use pod::Pod;
 pub use request::Request;
+pub use resize::Asked;
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock};

@@ -128,15 +128,6 @@ impl Plan {
             pids: None,
         }
     }
-
-    /// The user the machine runs as: one of the configured ids, drawn from the sandbox's id.
-    #[must_use]
-    pub fn uid(&self, config: &Config) -> u32 {
-        use sha2::{Digest, Sha256};
-        let digest = Sha256::digest(self.sandbox_id.as_bytes());
-        let number = digest.iter().take(4).fold(0_u32, |number, byte| (number << 8) | u32::from(*byte));
-        config.vmm.uid_base + number % config.vmm.uid_count.max(1)
-    }
 }
 
 #[cfg(test)]
@@ -169,8 +160,6 @@ mod tests {
         let limits = plan.limits(&config);
         assert_eq!((limits.cpu_quota_us, limits.cpu_period_us), (Some(25_000), 100_000));
         assert_eq!(limits.memory_bytes, Some(576 << 20));
-        let uid = plan.uid(&config);
-        assert!((0x7000_0000..0x7001_0000).contains(&uid));
     }
 
     #[test]

@@ -183,9 +183,10 @@ impl Task for Handler {
     async fn update(&self, _: &TtrpcContext, request: UpdateTaskRequest) -> Answer<Empty> {
         let target = self.0.target(&request.id, "")?;
         let resources = request.resources.into_option().unwrap_or_default().value;
+        let service = Arc::clone(&self.0);
         let work = async move {
             match target {
-                Target::Container(container) => container.update(resources).await,
+                Target::Container(container) => service.update(&container, resources).await,
                 _ => Err(TaskError::NotImplemented("changing the size of a pod's machine".to_owned())),
             }
         };

@@ -18,6 +18,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use containerd_shim_protos::events::task::{TaskDelete, TaskExecAdded};
 use containerd_shim_protos::sandbox_async::create_sandbox;
 use containerd_shim_protos::shim_async::create_task;
+use oci_spec::runtime::LinuxResources;
 use protobuf::MessageField;
 use tokio::sync::Notify;
 
@@ -26,7 +27,7 @@ use crate::error::TaskError;
 use crate::events::{Publisher, timestamp};
 use crate::process::{Exit, Phase};
 use crate::sandbox::supervisor::deadline;
-use crate::sandbox::{Api, KILLED, Sandbox};
+use crate::sandbox::{Api, Asked, KILLED, Sandbox};
 use crate::state::{State, StateDir};
 use crate::sync::lock;
 use crate::task::{Container, Exec};
@@ -59,6 +60,8 @@ pub struct Service {
     directory: StateDir,
     state: State,
     tasks: Mutex<Tasks>,
+    /// One change of limits at a time.
+    resizing: tokio::sync::Mutex<()>,
     /// containerd has said goodbye while something was on its way out.
     goodbye: AtomicBool,
     /// Told when the last task is gone and containerd has said goodbye.
@@ -107,6 +110,7 @@ impl Service {
             directory,
             state,
             tasks: Mutex::default(),
+            resizing: tokio::sync::Mutex::default(),
             goodbye: AtomicBool::new(false),
             ended: Notify::new(),
         }
@@ -264,6 +268,26 @@ impl Service {
         event.exited_at = MessageField::some(timestamp(exit.at));
         sandbox.tell(&self.publisher, &event);
         Ok(exit)
+    }
+
+    /// Gives a container other limits, and its machine the CPU time for them.
+    async fn update(&self, container: &Arc<Container>, resources: Vec<u8>) -> Result<(), TaskError> {
+        let parsed: LinuxResources = serde_json::from_slice(&resources).map_err(|error| {
+            TaskError::InvalidArgument(format!("the new limits of the container {}: {error}", container.id))
+        })?;
+        let _turn = self.resizing.lock().await;
+        let others = {
+            let tasks = self.tasks();
+            let others = tasks.containers.values().filter_map(|slot| match slot {
+                Slot::Ready(other) if other.id != container.id => Some(other.asked()),
+                _ => None,
+            });
+            others.fold(Asked::default(), Asked::plus)
+        };
+        let (sandbox, asked) = (self.sandbox()?, Asked::of(&parsed));
+        sandbox.can_give(self.config.sizing.overhead_mib, container.asked(), asked, others)?;
+        container.update(resources, asked).await?;
+        sandbox.give_cpu_time(others.plus(asked))
     }
 
     fn exec(&self, id: &str, exec: Exec) -> Result<(), TaskError> {

@@ -10,10 +10,11 @@ use ravelin_proto::agent::{CreateContainerRequest, NamespaceMode};
 use tokio_util::sync::CancellationToken;
 
 use super::{Container, Init};
+use crate::cgroup::oom;
 use crate::error::{TaskError, bounded};
 use crate::extents::Held;
 use crate::rootfs::RootfsMount;
-use crate::sandbox::Pod;
+use crate::sandbox::{Asked, Pod};
 use crate::spec::{self, PidNamespace};
 use crate::stdio::{Fifos, Io, Paths};
 
@@ -69,7 +70,15 @@ pub fn judge(spec: &Spec, bounding: &[String], pod: &Pod, policy: &PolicyConfig)
     check_container(&view, policy).map_err(|refusal| {
         let way_around = refusal.way_around().map_or_else(String::new, |way| format!(" ({way})"));
         TaskError::Refused(format!("{refusal}{way_around}"))
-    })
+    })?;
+    // A privileged container's spec can list every device of the node, which nobody asked for by name; it gets the guest's.
+    match spec::devices(spec) {
+        devices if devices.is_empty() || view.privileged => Ok(()),
+        devices => Err(TaskError::Refused(format!(
+            "devices of the node are not supported yet (raw block volumes, device plugins, CDI): {}",
+            bounded(&devices.join(", "), 512)
+        ))),
+    }
 }
 
 /// Makes the container; on an error nothing of it stays.
@@ -91,10 +100,17 @@ pub async fn create(
     if let Some(files) = &pod.files {
         files.mount(&mut spec);
     }
+    let asked = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref()).map(Asked::of);
+    let asked = asked.unwrap_or_default();
     let fifos = Fifos::open(&request.paths).map_err(TaskError::failed)?;
     let ids = fifos.ids(&pod.next_stream);
     let (pid_namespace, pid_target) =
         pid_namespace(spec::pid_namespace(&spec), pod.agent.machine().pid(), neighbours)?;
+    if let Some(score) = spec.process().as_ref().and_then(|process| process.oom_score_adj())
+        && let Err(error) = oom::lower(pod.agent.machine().pid(), score)
+    {
+        tracing::warn!(container = request.id, "the machine keeps its out-of-memory score: {error}");
+    }
     spec::strip_host(&mut spec);
 
     let layers = async {
@@ -135,7 +151,7 @@ pub async fn create(
     match outcome {
         Ok(io) => {
             let layers = std::mem::take(&mut made.layers);
-            let init = Init { layers, terminal: ids.terminal };
+            let init = Init { layers, asked, terminal: ids.terminal };
             Ok(Container::new(request, Arc::clone(&pod), init, io))
         }
         Err(error) => {

@@ -26,7 +26,7 @@ use crate::events::{Publisher, timestamp};
 use crate::extents::Held;
 use crate::process::{Exit, Life, Phase};
 use crate::sandbox::supervisor::deadline;
-use crate::sandbox::{Pod, Sandbox};
+use crate::sandbox::{Asked, Pod, Sandbox};
 use crate::stdio::{Io, Paths};
 use crate::sync::lock;
 #[cfg(test)]
@@ -44,6 +44,7 @@ const CLOSING_TERMINAL: Duration = Duration::from_millis(100);
 #[derive(Debug)]
 pub(crate) struct Init {
     layers: Vec<Held>,
+    asked: Asked,
     terminal: bool,
 }
 
@@ -66,6 +67,8 @@ pub struct Container {
     oom_told: AtomicBool,
     /// SIGKILL was sent to all that it is.
     killed: AtomicBool,
+    /// Its limits.
+    asked: Mutex<Asked>,
     /// What the guest last said of its use.
     counters: Mutex<Option<Metrics>>,
     /// One start, exit or deletion at a time, so that their events come in order.
@@ -87,6 +90,7 @@ impl Container {
             execs: Mutex::default(),
             oom_told: AtomicBool::new(false),
             killed: AtomicBool::new(false),
+            asked: Mutex::new(init.asked),
             counters: Mutex::default(),
             turn: tokio::sync::Mutex::default(),
         }
@@ -247,16 +251,23 @@ impl Container {
         Ok(())
     }
 
-    /// Changes the container's limits: `resources` is the OCI spec's LinuxResources as JSON.
+    /// What it may use now, as far as its limits say.
+    #[must_use]
+    pub fn asked(&self) -> Asked {
+        if self.life.exit().is_some() { Asked::default() } else { *lock(&self.asked) }
+    }
+
+    /// Changes the container's limits: `resources` is the OCI spec's LinuxResources as JSON, `asked` what it means.
     ///
     /// # Errors
     /// When the container has ended or the guest refuses.
-    pub async fn update(&self, resources: Vec<u8>) -> Result<(), TaskError> {
+    pub async fn update(&self, resources: Vec<u8>, asked: Asked) -> Result<(), TaskError> {
         if self.life.exit().is_some() {
             return Err(finished());
         }
         let request = UpdateRequest { container_id: self.id.clone(), resources: resources.into() };
         self.agent().call("update a container", self.agent().client().update(request)).await?;
+        *lock(&self.asked) = asked;
         Ok(())
     }
 

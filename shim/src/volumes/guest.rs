@@ -56,14 +56,15 @@ impl Guest {
         within(path, self.0.push(request)).await
     }
 
-    /// At most `max_bytes`, whatever the agent sends.
-    pub(super) async fn read(
+    /// The last words of a volume that containers may write: at most `max_bytes`, whatever the agent sends. The guest
+    /// keeps nothing of it.
+    pub(super) async fn take(
         &self,
         path: &str,
         volume: &str,
         max_bytes: u32,
     ) -> Result<Vec<u8>, VolumeError> {
-        let request = ReadVolumeRequest { volume: volume.to_owned(), max_bytes };
+        let request = ReadVolumeRequest { volume: volume.to_owned(), max_bytes, remove: true };
         let mut data = within(path, self.0.read(request)).await?;
         data.truncate(usize::try_from(max_bytes).unwrap_or(usize::MAX));
         Ok(data)

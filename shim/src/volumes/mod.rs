@@ -110,7 +110,7 @@ impl PodVolumes {
             paths,
             pushed: Mutex::default(),
             logs: Mutex::default(),
-            changes: watch::Changes::new(),
+            changes: watch::Changes::default(),
         });
         Self { shared, watcher: Mutex::default() }
     }
@@ -130,7 +130,7 @@ impl PodVolumes {
         let sources = resolver.resolve(&mut mounts).await;
         spec.set_mounts(Some(mounts));
         let sources = sources?;
-        if !lock(&self.shared.pushed).is_empty() {
+        if lock(&self.shared.pushed).values().any(|pushed| pushed.keep_in_step) {
             let mut watcher = lock(&self.watcher);
             if watcher.is_none() {
                 *watcher = Some(tokio::spawn(watch::keep_in_step(Arc::clone(&self.shared))));
@@ -149,9 +149,12 @@ impl PodVolumes {
         }
     }
 
-    /// Forgets the container.
+    /// Forgets the container, and what it never had the time to say.
     pub async fn container_removed(&self, container_id: &str) {
-        lock(&self.shared.logs).remove(container_id);
+        let logs = lock(&self.shared.logs).remove(container_id).unwrap_or_default();
+        for log in logs {
+            log.drop_from(&self.shared.guest).await;
+        }
     }
 
     /// Stops watching; also done when this is dropped.

@@ -2,7 +2,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use oci_spec::runtime::Mount;
-use ravelin_policy::{PodIdentity, VolumeKind, classify};
+use ravelin_policy::{PodIdentity, PushedKind, VolumeKind, classify};
 use ravelin_proto::agent::mount_source::Source;
 use ravelin_proto::agent::{Empty, EmptyDir, MountSource, PushedVolume};
 
@@ -18,13 +18,8 @@ pub(super) struct Resolver<'a> {
 }
 
 impl Resolver<'_> {
-    /// Finds out what stands behind each bind mount, blanks its source, and leaves out those that need nothing.
-    pub async fn resolve(&self, mounts: &mut Vec<Mount>) -> Result<Vec<MountSource>, VolumeError> {
-        // A directory of the image that is declared to be a volume: what the container writes there goes to its own
-        // writable layer anyway.
-        mounts.retain(|mount| {
-            !host_path(mount).is_some_and(|path| matches!(self.classify(path), VolumeKind::ImageDeclared))
-        });
+    /// Finds out what stands behind each bind mount, blanks its source.
+    pub async fn resolve(&self, mounts: &mut [Mount]) -> Result<Vec<MountSource>, VolumeError> {
         let mut sources = Vec::new();
         for (index, mount) in mounts.iter_mut().enumerate() {
             if !is_bind(mount) {
@@ -54,6 +49,10 @@ impl Resolver<'_> {
 
     async fn source(&self, index: usize, path: &str) -> Result<Source, VolumeError> {
         match self.classify(path) {
+            // containerd writes these two once, before the pod starts.
+            VolumeKind::Pushed { kind: PushedKind::Hostname | PushedKind::ResolvConf, .. } => {
+                self.push(path, false).await
+            }
             VolumeKind::Pushed { .. } => self.push(path, true).await,
             VolumeKind::EmptyDir { name } => self.empty_dir(path, name, String::new()).await,
             VolumeKind::SubPath { volume, .. } => self.sub_path(path, &volume).await,
@@ -62,9 +61,9 @@ impl Resolver<'_> {
             VolumeKind::NotYet { plugin, name } => {
                 Err(VolumeError::NotSupported(format!("the volume {name} of the kind {plugin}")))
             }
-            VolumeKind::ImageDeclared | VolumeKind::Unsupported(_) => {
-                Err(VolumeError::Refused(path.to_owned()))
-            }
+            // Writable also where the root is read-only; what is written goes to the container's own writable layer.
+            VolumeKind::ImageDeclared => Ok(Source::OwnDirectory(Empty {})),
+            VolumeKind::Unsupported(_) => Err(VolumeError::Refused(path.to_owned())),
         }
     }
 
@@ -95,7 +94,7 @@ impl Resolver<'_> {
     }
 
     /// A part of a volume, which the kubelet has bound to a path of its own. A part of an emptyDir is found in the guest;
-    /// a part of pushed content is pushed by itself and, as Kubernetes has it, never changes.
+    /// a part of pushed content is pushed by itself and, as Kubernetes has it, changes only when its container is made anew.
     async fn sub_path(&self, path: &str, volume: &str) -> Result<Source, VolumeError> {
         let (bound, name, shared) = (path.to_owned(), volume.to_owned(), Arc::clone(self.shared));
         let whole = blocking(move || subpath::find_volume(&bound, &name, &shared.paths.roots)).await?;
@@ -128,8 +127,4 @@ impl Resolver<'_> {
 fn is_bind(mount: &Mount) -> bool {
     mount.typ().as_deref() == Some("bind")
         || mount.options().iter().flatten().any(|option| matches!(option.as_str(), "bind" | "rbind"))
-}
-
-fn host_path(mount: &Mount) -> Option<&str> {
-    mount.source().as_deref().filter(|_| is_bind(mount)).and_then(Path::to_str)
 }

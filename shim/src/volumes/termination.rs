@@ -49,9 +49,15 @@ impl TerminationLog {
         Ok((Self { path: path.to_owned(), volume, file }, request))
     }
 
+    /// Takes the guest's file away unread: its container has not come to be.
+    pub async fn drop_from(self, guest: &Guest) {
+        // A guest that does not answer is about to end.
+        let _ = guest.take(&self.path, &self.volume, 0).await;
+    }
+
     /// Writes what the container left in the guest's file into the host's.
     pub async fn carry_back(mut self, guest: &Guest) -> Result<(), VolumeError> {
-        let data = guest.read(&self.path, &self.volume, MAX_BYTES).await?;
+        let data = guest.take(&self.path, &self.volume, MAX_BYTES).await?;
         blocking(move || {
             let written = self
                 .file

@@ -10,7 +10,7 @@ use oci_spec::runtime::Spec;
 use ravelin_policy::Roots;
 use ravelin_proto::agent::mount_source::Source;
 use ravelin_proto::agent::volume_entry::Content;
-use ravelin_proto::agent::{MountSource, PushVolumeRequest, ReadVolumeRequest};
+use ravelin_proto::agent::{Empty, MountSource, PushVolumeRequest, ReadVolumeRequest};
 use serde_json::json;
 
 use super::guest::VolumeCalls;
@@ -213,13 +213,16 @@ async fn an_empty_dir_keeps_its_mode_and_owner() {
 }
 
 #[tokio::test]
-async fn volumes_declared_by_the_image_are_left_to_the_writable_layer() {
+async fn volumes_declared_by_the_image_are_directories_of_the_containers_own() {
     let node = Node::new();
     let declared = node.dir.path().join("containerd/io.containerd.grpc.v1.cri/containers/c/volumes/v");
     let hosts = node.file(&node.pod("etc-hosts"), "x");
     let (spec, sources) = node.resolve("a", &[&declared, &hosts]).await.unwrap();
-    assert_eq!(spec.mounts().as_ref().unwrap().len(), 2);
-    assert_eq!(sources.iter().map(|source| source.spec_index).collect::<Vec<_>>(), [1]);
+    let mounts = spec.mounts().as_ref().unwrap();
+    let index = usize::try_from(sources[0].spec_index).unwrap();
+    assert_eq!(sources[0].source, Some(Source::OwnDirectory(Empty {})));
+    assert_eq!(mounts[index].source().as_deref(), Some(Path::new("")));
+    assert_eq!(sources.len(), 2);
 }
 
 #[tokio::test]
@@ -232,6 +235,12 @@ async fn a_sub_path_of_pushed_content_is_pushed_by_itself() {
     let push = &node.guest.pushes()[0];
     assert!(push.single_file);
     assert_eq!(text(push, "").as_deref(), Some("one"));
+    // The next incarnation of the container finds what the kubelet has bound there by then.
+    node.resolve("b", &[&bound]).await.unwrap();
+    assert_eq!(node.guest.pushes().len(), 1);
+    node.file(&node.pod("volume-subpaths/conf/main/0"), "two");
+    node.resolve("c", &[&bound]).await.unwrap();
+    assert_eq!(text(&node.guest.pushes()[1], "").as_deref(), Some("two"));
 
     fs::create_dir_all(node.pod("volumes/kubernetes.io~empty-dir/cache")).unwrap();
     let not_bound = node.pod("volume-subpaths/cache/main/0");

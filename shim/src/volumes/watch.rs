@@ -2,7 +2,7 @@
 
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use prost::Message;
@@ -32,7 +32,8 @@ pub(super) struct Pushed {
     path: String,
     /// Its name in the guest.
     pub name: String,
-    keep_in_step: bool,
+    /// It follows the host.
+    pub keep_in_step: bool,
     /// Digest of what the guest has; one push at a time.
     last: Mutex<Option<[u8; 32]>>,
 }
@@ -55,9 +56,11 @@ impl Pushed {
     /// Makes sure that the guest has the volume.
     pub async fn bring(&self, shared: &Arc<Shared>) -> Result<(), VolumeError> {
         let mut last = self.last.lock().await;
-        if last.is_some() {
+        if last.is_some() && self.keep_in_step {
             return Ok(());
         }
+        // What is not kept in step, a subPath, belongs to one container's mount. Its next incarnation finds what the
+        // kubelet has bound there by then.
         if self.keep_in_step {
             // Before the content is read, so that no change is missed.
             shared.changes.watch(&self.path, shared);
@@ -100,16 +103,21 @@ impl Pushed {
 }
 
 /// The host's word that something has changed.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Changes {
-    /// `None` where the host has no inotify instance to spare.
-    inotify: Option<AsyncFd<OwnedFd>>,
+    /// Made for the first volume that can change: the host has few (`fs.inotify.max_user_instances`). `None` where it has none
+    /// to spare.
+    inotify: OnceLock<Option<AsyncFd<OwnedFd>>>,
 }
 
 impl Changes {
     /// Must be called inside a tokio runtime.
-    pub fn new() -> Self {
-        let inotify = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)
+    fn inotify(&self) -> Option<&AsyncFd<OwnedFd>> {
+        self.inotify.get_or_init(Self::start).as_ref()
+    }
+
+    fn start() -> Option<AsyncFd<OwnedFd>> {
+        inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)
             .map_err(std::io::Error::from)
             .and_then(|fd| {
                 // SAFETY: the AsyncFd owns the descriptor, which nobody else closes, and an OwnedFd never changes its
@@ -118,13 +126,13 @@ impl Changes {
             })
             .inspect_err(|error| {
                 tracing::warn!("volumes are polled, for want of an inotify instance: {error}");
-            });
-        Self { inotify: inotify.ok() }
+            })
+            .ok()
     }
 
     /// Watches a directory or file; watching it again changes nothing, unless another file has taken its place.
     fn watch(&self, path: &str, shared: &Shared) {
-        let Some(inotify) = &self.inotify else { return };
+        let Some(inotify) = self.inotify() else { return };
         let flags = WatchFlags::MODIFY
             | WatchFlags::CLOSE_WRITE
             | WatchFlags::ATTRIB
@@ -146,7 +154,7 @@ impl Changes {
 
     /// Waits for the next change.
     async fn next(&self) {
-        let Some(inotify) = &self.inotify else {
+        let Some(inotify) = self.inotify() else {
             tokio::time::sleep(POLL).await;
             return;
         };

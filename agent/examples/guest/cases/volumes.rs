@@ -5,6 +5,7 @@ use std::time::Duration;
 use ravelin_proto::agent as api;
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
+use tonic::Code;
 
 use crate::container::Container;
 use crate::host::{Client, spec};
@@ -94,8 +95,10 @@ pub async fn volumes(mut client: Client) {
     let (out, err) = (container.streams.out().await, container.streams.err().await);
     assert!(out.starts_with("one1.2.3.4 a\nro\n2770 2000\n2770 2000\n"), "{out} {err}");
     assert!(out.contains(" 1024 ") && out.ends_with("two5.6.7.8 b\n"), "{out}");
-    let read = api::ReadVolumeRequest { volume: "log".into(), max_bytes: 4096 };
-    assert_eq!(&client.read_volume(read).await.unwrap().into_inner().data[..], b"bye\n");
+    let read = api::ReadVolumeRequest { volume: "log".into(), max_bytes: 4096, remove: true };
+    assert_eq!(&client.read_volume(read.clone()).await.unwrap().into_inner().data[..], b"bye\n");
+    // Nothing of it stays in the guest.
+    assert_eq!(client.read_volume(read).await.unwrap_err().code(), Code::NotFound);
     container.end().await;
     let again = with_binds(spec(&["sh", "-c", "cat /data/f /dev/shm/f"]), &["/data", "/dev/shm"]);
     let container = Container::create_with(&client, "vol", again, false, |request| {
