@@ -103,9 +103,9 @@ fn memory_field<'a>(memory: &'a mut MemoryStat, name: &str) -> Option<&'a mut u6
     })
 }
 
-/// What is known of a container whose counters are gone: whether it was killed for memory.
+/// What is known of a container without counters: whether it was killed for memory.
 #[must_use]
-pub fn of_the_dead(oom_killed: bool) -> Metrics {
+pub fn of_the_unknown(oom_killed: bool) -> Metrics {
     let mut metrics = metrics(&StatsResponse::default());
     let mut events = MemoryEvents::new();
     events.oom_kill = oom_killed.into();

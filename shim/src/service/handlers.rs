@@ -209,7 +209,7 @@ impl Task for Handler {
 
     async fn stats(&self, _: &TtrpcContext, request: StatsRequest) -> Answer<StatsResponse> {
         let metrics = match self.0.target(&request.id, "")? {
-            Target::Sandbox(_) => stats::of_the_dead(false),
+            Target::Sandbox(_) => stats::of_the_unknown(false),
             Target::Container(container) | Target::Exec(container, _) => container.stats().await?,
         };
         let any = stats::any(&metrics).map_err(TaskError::failed)?;

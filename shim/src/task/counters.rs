@@ -15,10 +15,11 @@ use crate::sync::lock;
 
 impl Container {
     /// The container's counters; of one that has ended, what is left of them. A guest that does not answer at once is not
-    /// waited for: containerd asks one container of the node after another. Its last counters are given.
+    /// waited for: containerd asks one container of the node after another. Its last counters are given; of a container
+    /// that was never asked about, which has just been started, nothing is known to have been used.
     ///
     /// # Errors
-    /// When a running container's cannot be had and were never known.
+    /// When the guest refuses to tell those of a running container.
     pub async fn stats(self: &Arc<Self>) -> Result<Metrics, TaskError> {
         let mut failed = None;
         if self.pod.supervisor.expects_answers() {
@@ -41,8 +42,7 @@ impl Container {
                 }
                 Ok(metrics)
             }
-            (None, _) if ended => Ok(stats::of_the_dead(oom)),
-            (None, _) => Err(TaskError::Failed("the pod's machine does not tell its counters".to_owned())),
+            (None, _) => Ok(stats::of_the_unknown(oom)),
         }
     }
 
