@@ -3,10 +3,12 @@
 //   kernel sockets    sockets of the families and protocols that programs ask for
 //   kernel links      makes network interfaces of every kind, and removes them (CAP_NET_ADMIN)
 //   kernel calls32    the calls of a 32-bit program that the kernel says it does not have
+//   kernel files32    whether a 32-bit program can ask about files of every layer, and whether their numbers differ
 //
 // A 64-bit program reaches the 32-bit calls through interrupt 0x80.
 #include <arpa/inet.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <linux/if_link.h>
 #include <linux/if_tunnel.h>
 #include <linux/rtnetlink.h>
@@ -15,6 +17,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/time.h>
 #include <sys/wait.h>
@@ -97,10 +100,12 @@ static void links(void) {
 	link_of("xfrm", IFLA_XFRM_IF_ID, 7, 0);
 }
 
-static long call32(int number) {
+// Pointers have to be below 4 GiB, as those to static variables of a static program are.
+static long call32(int number, long first, long second, long third) {
 	long result;
-	__asm__ volatile("push %%rbx\n push %%rbp\n xor %%ebx, %%ebx\n xor %%ebp, %%ebp\n int $0x80\n pop %%rbp\n pop %%rbx"
-		: "=a"(result) : "a"(number), "c"(0), "d"(0), "S"(0), "D"(0) : "r8", "r9", "r10", "r11", "memory");
+	register long ebx __asm__("r8") = first;
+	__asm__ volatile("push %%rbx\n push %%rbp\n mov %%r8, %%rbx\n xor %%ebp, %%ebp\n int $0x80\n pop %%rbp\n pop %%rbx"
+		: "=a"(result) : "a"(number), "r"(ebx), "c"(second), "d"(third), "S"(0), "D"(0) : "r9", "r10", "r11", "memory");
 	return (int)result;
 }
 
@@ -116,7 +121,7 @@ static void calls32(void) {
 		if (child == 0) {
 			// Calls that wait end by the signal, and those that end the process by themselves: they exist.
 			setitimer(ITIMER_REAL, &(struct itimerval){ .it_value.tv_usec = 300000 }, NULL);
-			_exit(call32(table[i].number) == -ENOSYS ? 77 : 0);
+			_exit(call32(table[i].number, 0, 0, 0) == -ENOSYS ? 77 : 0);
 		}
 		int status = 0;
 		while (waitpid(child, &status, 0) < 0 && errno == EINTR) {}
@@ -124,11 +129,41 @@ static void calls32(void) {
 	}
 }
 
+// stat (106) and getdents (141) are the calls that have room for 32 bits of a file's number only.
+static void files32(void) {
+	static char path[64], buffer[8192];
+	static const char *paths[] = { "/", "/bin", "/bin/busybox", "/etc", "/etc/top", "/tmp/made", "/tmp/linked" };
+	enum { many = sizeof paths / sizeof *paths };
+	unsigned numbers[many];
+	close(creat("/tmp/made", 0644));
+	if (link("/bin/busybox", "/tmp/linked") < 0) perror("link");
+	for (int i = 0; i < many; i++) {
+		strcpy(path, paths[i]);
+		long result = call32(106, (long)path, (long)buffer, 0);
+		memcpy(&numbers[i], buffer + 4, sizeof numbers[i]);
+		struct stat whole;
+		if (result < 0) printf("stat %s: %s\n", path, strerror(-result));
+		else if (stat(path, &whole) < 0 || whole.st_ino != numbers[i]) printf("stat %s: %u, not %lu\n", path, numbers[i], whole.st_ino);
+		for (int j = 0; j < i; j++) {
+			int same = i == many - 1 && j == 2;
+			if ((numbers[i] == numbers[j]) != same) printf("%s and %s: %u and %u\n", paths[i], paths[j], numbers[i], numbers[j]);
+		}
+	}
+	for (int i = 0; i < 2; i++) {
+		int directory = open(paths[i], O_RDONLY | O_DIRECTORY);
+		long result;
+		while ((result = call32(141, directory, (long)buffer, sizeof buffer)) > 0) {}
+		if (result < 0) printf("getdents %s: %s\n", paths[i], strerror(-result));
+	}
+	puts("asked");
+}
+
 int main(int count, char **words) {
 	const char *what = count > 1 ? words[1] : "";
 	if (!strcmp(what, "sockets")) sockets();
 	else if (!strcmp(what, "links")) links();
 	else if (!strcmp(what, "calls32")) calls32();
+	else if (!strcmp(what, "files32")) files32();
 	else return 2;
 	return 0;
 }

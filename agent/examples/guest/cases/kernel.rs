@@ -55,6 +55,11 @@ pub async fn calls_of_32_bits(client: Client) {
     assert!(lost.is_empty() && found.is_empty(), "missing: {lost:?}, there after all: {found:?}");
 }
 
+/// The files of the layers and of the scratch disk have numbers that differ, and that fit into 32 bits.
+pub async fn files_of_32_bits(client: Client) {
+    assert_eq!(answers(&client, "files32").await, "asked\n");
+}
+
 /// What the checks of kubeadm, k3s and Docker want, and what the workloads behind docs/limits.md do.
 const THERE: &str = "NAMESPACES NET_NS PID_NS IPC_NS UTS_NS USER_NS CGROUPS CGROUP_BPF CGROUP_CPUACCT CGROUP_DEVICE \
     CGROUP_FREEZER CGROUP_HUGETLB CGROUP_PERF CGROUP_PIDS CGROUP_SCHED CPUSETS MEMCG BLK_CGROUP BLK_DEV_THROTTLING \

@@ -67,6 +67,7 @@ pub fn run() {
         kernel::sockets,
         kernel::links,
         kernel::calls_of_32_bits,
+        kernel::files_of_32_bits,
         kernel::what_is_built_in,
         kernel::mitigations,
         volumes::volumes,
