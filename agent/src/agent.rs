@@ -130,7 +130,10 @@ impl Agent {
             // Blocks for a millisecond or two, before the guest has anything else to do.
             let mut pause = None;
             self.spawner
-                .spawn(&Request::Pause, &[], |spawned| pause = Some(spawned.pid))
+                .spawn(&Request::Pause, &[], |spawned| {
+                    pause = Some(spawned.pid);
+                    Ok(())
+                })
                 .map_err(|error| AgentError::Failed(error.to_string()))?;
             self.state().pause = pause;
         }

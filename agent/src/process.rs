@@ -1,6 +1,6 @@
 //! One process the host knows by name: a container's first one or an exec, and the states it goes through.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
@@ -148,6 +148,12 @@ impl Process {
     #[must_use]
     pub fn pid(&self) -> Option<Pid> {
         self.handle.get().map(|handle| handle.pid)
+    }
+
+    /// Names it even after another has its pid; `None` before it has one.
+    #[must_use]
+    pub fn pidfd(&self) -> Option<BorrowedFd<'_>> {
+        self.handle.get().map(|handle| handle.pidfd.as_fd())
     }
 
     /// Notes that it ended. Only the first call counts.

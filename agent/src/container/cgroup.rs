@@ -87,12 +87,6 @@ impl Cgroup {
         Ok(())
     }
 
-    /// How often a process could not be made because of the limit of processes.
-    #[must_use]
-    pub fn forks_refused(&self) -> u64 {
-        self.table("pids.events").into_iter().find(|(key, _)| key == "max").map_or(0, |(_, count)| count)
-    }
-
     /// Processes in it and in cgroups below it.
     ///
     /// # Errors

@@ -2,18 +2,19 @@
 
 use std::fs;
 use std::io::Write;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError};
 
 use libcontainer::container::{Container as State, ContainerStatus};
-use oci_spec::runtime::Spec;
+use oci_spec::runtime::{LinuxPersonality, Spec};
 use ravelin_proto::agent as api;
+use rustix::process::Signal;
 
 use super::tree::Tree;
 use super::{
-    Container, Facts, destinations, devices, mounts, nodes, rootfs, seccomp, spec, user, working_directory,
+    Container, Facts, destinations, devices, mounts, nodes, rootfs, seccomp, spec, working_directory,
 };
 use crate::agent::Agent;
 use crate::error::{AgentError, Attempt, Result, chain};
@@ -74,7 +75,6 @@ fn build(
     let rootfs = rootfs::mount(id, &request.layers)?;
     let mounts = parsed.mounts().as_deref().unwrap_or_default();
     let sources = mounts::resolve(id, mounts, &rootfs, &request.mounts)?;
-    let home = |uid| user::home(&rootfs, uid);
     let has_control = |file: &str| Path::new(paths::POD_CGROUP).join(file).exists();
     let mut completed = spec::complete(
         &parsed,
@@ -84,7 +84,6 @@ fn build(
             sources: &sources,
             pid_namespace,
             terminal: stdio.terminal,
-            home: &home,
             has_control: &has_control,
             nodes: &|| nodes::of(Path::new("/dev"), &devices::disk_majors()),
         },
@@ -107,13 +106,18 @@ fn build(
     let uid = process.map_or(0, |process| process.user().uid());
     *container.facts.lock().unwrap_or_else(PoisonError::into_inner) = Facts {
         bundle: bundle.clone(),
-        rootfs: rootfs.clone(),
         oom_score_adj: process.and_then(|process| process.oom_score_adj()).unwrap_or(0),
         filtered: completed.seccomp.is_some(),
+        personality: completed
+            .spec
+            .linux()
+            .as_ref()
+            .and_then(|linux| linux.personality().as_ref())
+            .map(LinuxPersonality::domain),
     };
     let console = stdio.terminal.then(|| Console { size: console_size(process), uid });
     let request = Request::Create { id: id.clone(), bundle, console };
-    run(agent, container, &container.init, "", &request, uid, endpoints)
+    run(agent, container, &container.init, "", &request, &[], uid, endpoints)
         .map_err(|error| AgentError::Failed(format!("create container {id}: {error}")))
 }
 
@@ -134,33 +138,37 @@ pub(super) enum RunError {
     Streams(#[from] std::io::Error),
 }
 
-/// Has the spawner make a process, notes it for the reaper, and connects its streams.
+/// Has the spawner make a process, notes it for the reaper, and connects its streams. `fds` go with the request.
+#[allow(clippy::too_many_arguments, reason = "two callers, and no two of them belong together")]
 pub(super) fn run(
     agent: &Arc<Agent>,
     container: &Arc<Container>,
     process: &Arc<crate::process::Process>,
     exec_id: &str,
     request: &Request,
+    fds: &[BorrowedFd<'_>],
     uid: u32,
     endpoints: Endpoints,
 ) -> std::result::Result<(), RunError> {
     let terminal =
         matches!(request, Request::Create { console: Some(_), .. } | Request::Exec { console: Some(_), .. });
     let prepared = if terminal { None } else { Some(stdio::prepare(&endpoints, uid)?) };
-    let fds: Vec<_> = prepared.iter().flat_map(|(fds, _)| fds.iter().map(AsFd::as_fd)).collect();
-    let mut noted = Ok(());
-    agent.spawner.spawn(request, &fds, |spawned| {
-        noted = process.born(spawned.pid).and_then(|()| {
-            if let Some(console) = &spawned.console {
-                let master = console.try_clone().attempt(|| "keep a terminal".to_owned())?;
-                process.set_console(master);
-            }
-            Ok(())
-        });
+    let stdio = prepared.iter().flat_map(|(fds, _)| fds.iter().map(AsFd::as_fd));
+    let fds: Vec<_> = fds.iter().copied().chain(stdio).collect();
+    let spawned = agent.spawner.spawn(request, &fds, |spawned| {
+        process.born(spawned.pid)?;
+        if let Some(console) = &spawned.console {
+            process.set_console(console.try_clone().attempt(|| "keep a terminal".to_owned())?);
+        }
         let exit = agent.reaper.watch(spawned.pid);
         watch_exit(agent, container, process, exec_id, exit);
-    })?;
-    noted?;
+        Ok(())
+    });
+    if spawned.is_err() {
+        // If there is a process, its builder ended before it was told that all is well.
+        let _ = process.signal(Signal::KILL);
+    }
+    spawned?;
     drop(fds);
     let pumps = match (prepared, process.console()) {
         (Some((fds, ends)), _) => {

@@ -1,12 +1,15 @@
 //! Further processes in a running container.
 
-use std::fs;
+use std::fs::File;
+use std::io::{self, Seek, Write};
+use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use oci_spec::runtime::Process as SpecProcess;
 use ravelin_proto::agent as api;
+use rustix::fs::{MemfdFlags, memfd_create};
 
-use super::{Container, Exec, create, spec, user, working_directory};
+use super::{Container, Exec, create, spec};
 use crate::agent::Agent;
 use crate::error::{AgentError, Attempt, Result};
 use crate::process::{Ended, Phase, Process};
@@ -36,9 +39,8 @@ pub async fn exec(agent: &Arc<Agent>, container: &Container, request: api::ExecR
         .map_err(|error| AgentError::Invalid(format!("read the process of {name}: {error}")))?;
     let stdio = request.stdio.unwrap_or_default();
     let facts = container.facts();
-    let home = |uid| user::home(&facts.rootfs, uid);
     let score = Some(facts.oom_score_adj);
-    let process = spec::complete_process(process, facts.filtered, stdio.terminal, score, &home)
+    let process = spec::complete_process(process, facts.filtered, stdio.terminal, score)
         .map_err(|text| AgentError::Invalid(format!("{name}: {text}")))?;
     if container.execs().contains_key(&id) {
         return Err(AgentError::AlreadyExists(format!("{name} exists")));
@@ -100,31 +102,32 @@ fn build(
 ) -> Result<()> {
     container.check_running()?;
     container.check_not_paused()?;
-    if let Some(init) = container.init.pid() {
-        working_directory::check(plan.process.cwd(), init)?;
-    }
+    let (Some(init), Some(pidfd)) = (container.init.pid(), container.init.pidfd()) else {
+        return Err(AgentError::WrongState(format!("container {} has no process", container.id)));
+    };
     let facts = container.facts();
-    let file = facts.bundle.join(format!("exec-{id}.json"));
-    let text = serde_json::to_vec(&plan.process)
-        .map_err(|error| AgentError::Failed(format!("write {}: {error}", file.display())))?;
-    fs::write(&file, text).attempt(|| format!("write {}", file.display()))?;
+    let file =
+        process_file(&plan.process).attempt(|| format!("hand over the process of {}", process.name()))?;
     let uid = plan.process.user().uid();
     let size = create::console_size(Some(&plan.process));
     let request = Request::Exec {
         id: container.id.clone(),
         bundle: facts.bundle,
-        process: file.clone(),
+        init: init.as_raw_nonzero().get(),
+        personality: facts.personality,
         console: plan.stdio.terminal.then_some(Console { size, uid }),
     };
-    let refused = container.cgroup.forks_refused();
-    let done = create::run(agent, container, process, id, &request, uid, plan.endpoints);
-    let _ = fs::remove_file(&file);
-    done.map_err(|error| {
-        // What the builder says when it cannot fork does not tell why.
-        let full = container.cgroup.forks_refused() > refused;
-        let why = if full { ": the container has as many processes as it may" } else { "" };
-        AgentError::Failed(format!("start {}: {error}{why}", process.name()))
-    })
+    let fds = [pidfd, file.as_fd()];
+    create::run(agent, container, process, id, &request, &fds, uid, plan.endpoints)
+        .map_err(|error| AgentError::Failed(format!("start {}: {error}", process.name())))
+}
+
+/// The process as a file in memory: it may be longer than a packet.
+fn process_file(process: &SpecProcess) -> io::Result<File> {
+    let mut file = File::from(memfd_create(c"process", MemfdFlags::CLOEXEC)?);
+    file.write_all(&serde_json::to_vec(process)?)?;
+    file.rewind()?;
+    Ok(file)
 }
 
 /// Deletes an exec that has ended, or was never started.

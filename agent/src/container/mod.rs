@@ -14,13 +14,14 @@ pub mod seccomp;
 mod spec;
 mod tree;
 mod unknown_calls;
-mod user;
 mod working_directory;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use oci_spec::runtime::LinuxPersonalityDomain;
 
 use crate::error::{AgentError, Result};
 use crate::process::{Phase, Process};
@@ -50,10 +51,10 @@ pub struct Container {
 #[derive(Debug, Clone, Default)]
 struct Facts {
     bundle: PathBuf,
-    rootfs: PathBuf,
     oom_score_adj: i32,
     /// It has a seccomp filter.
     filtered: bool,
+    personality: Option<LinuxPersonalityDomain>,
 }
 
 /// A further process of a container.

@@ -30,8 +30,6 @@ pub struct Guest<'a> {
     pub pid_namespace: Option<PathBuf>,
     /// Whether the process gets a terminal.
     pub terminal: bool,
-    /// Finds a user's home directory, for a process whose environment lacks `HOME`.
-    pub home: &'a dyn Fn(u32) -> String,
     /// Says whether the pod's cgroup has a control file, such as `memory.swap.max`.
     pub has_control: &'a dyn Fn(&str) -> bool,
     /// The guest's own device nodes.
@@ -59,8 +57,8 @@ pub fn complete(node: &Spec, guest: &Guest<'_>) -> Result<Completed> {
     let linux = node.linux().as_ref().ok_or_else(|| invalid("the spec has no linux section"))?;
     let process = node.process().clone().ok_or_else(|| invalid("the spec has no process"))?;
     let seccomp = linux.seccomp().clone();
-    let process = complete_process(process, seccomp.is_some(), guest.terminal, None, guest.home)
-        .map_err(|text| invalid(&text))?;
+    let process =
+        complete_process(process, seccomp.is_some(), guest.terminal, None).map_err(|text| invalid(&text))?;
     let readonly = node.root().as_ref().and_then(|root| root.readonly()).unwrap_or(false);
     let root = RootBuilder::default().path(guest.rootfs).readonly(readonly).build();
 
@@ -129,7 +127,6 @@ pub fn complete_process(
     filtered: bool,
     terminal: bool,
     oom_score_adj: Option<i32>,
-    home: &dyn Fn(u32) -> String,
 ) -> std::result::Result<Process, String> {
     if node.args().as_ref().is_none_or(Vec::is_empty) {
         return Err("the process has no arguments".to_owned());
@@ -147,8 +144,9 @@ pub fn complete_process(
 
     let mut env = process.env().clone().unwrap_or_default();
     if !env.iter().any(|entry| entry.starts_with("HOME=")) {
-        // libcontainer would ask the C library, which in a static program loads code from the container.
-        env.push(format!("HOME={}", home(process.user().uid())));
+        // To be filled in inside the container. Without it libcontainer would ask the C library, which in a static program
+        // loads code from the container.
+        env.push("HOME=".to_owned());
     }
     process.set_env(Some(env));
 

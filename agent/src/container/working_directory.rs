@@ -1,13 +1,8 @@
 //! The directory that a process starts in. libcontainer changes to it and no more: here it is made where a user of runc
 //! would find it made, and what is wrong with it is said.
 
-use std::fs;
-use std::os::fd::AsRawFd;
-use std::path::{Component, Path, PathBuf};
+use std::path::Path;
 
-use rustix::process::Pid;
-
-use super::mounts::{Missing, walk};
 use super::tree::{Kind, Tree, TreeError};
 use crate::error::{AgentError, Result};
 
@@ -28,51 +23,14 @@ pub fn make(cwd: &Path, tree: &Tree) -> Result<()> {
     })
 }
 
-/// Looks for the working directory of a further process in the container whose first process is `init`.
-///
-/// # Errors
-///
-/// When it is missing or no directory.
-pub fn check(cwd: &Path, init: Pid) -> Result<()> {
-    let root = PathBuf::from(format!("/proc/{}/root", init.as_raw_nonzero()));
-    let path = clean(cwd);
-    if path.as_os_str().is_empty() {
-        return Ok(());
-    }
-    let failed = |text: &str| failed(cwd, text);
-    let found = walk(&root, &path, Missing::Refuse).map_err(|error| match &error {
-        AgentError::Os { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
-            failed("no such file or directory")
-        }
-        AgentError::Os { source, .. } if source.kind() == std::io::ErrorKind::NotADirectory => {
-            failed("not a directory")
-        }
-        _ => failed(&error.to_string()),
-    })?;
-    let is_dir =
-        fs::metadata(format!("/proc/self/fd/{}", found.as_raw_fd())).is_ok_and(|found| found.is_dir());
-    if is_dir { Ok(()) } else { Err(failed("not a directory")) }
-}
-
 fn failed(asked: &Path, text: &str) -> AgentError {
     AgentError::Failed(format!("change to the working directory {:?}: {text}", asked.display().to_string()))
 }
 
-/// A path below the root without `.`, `..` and the leading `/`.
-fn clean(path: &Path) -> PathBuf {
-    let mut cleaned = PathBuf::new();
-    for part in path.components() {
-        match part {
-            Component::Normal(part) => cleaned.push(part),
-            Component::ParentDir => drop(cleaned.pop()),
-            Component::RootDir | Component::CurDir | Component::Prefix(_) => {}
-        }
-    }
-    cleaned
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::super::tree::{Content, open};
     use super::*;
 

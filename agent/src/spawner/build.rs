@@ -1,31 +1,38 @@
 //! One request, in a process of its own.
 
-use std::io::Read;
+use std::fs::File;
+use std::io::{BufReader, Read};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::error::LibcontainerError;
 use libcontainer::syscall::syscall::SyscallType;
+use rustix::process::{Pid, Signal, kill_process};
 
 use super::console::Keeper;
+use super::exec;
 use super::executor::GuestExecutor;
+use super::join::Exec;
 use super::message::{Console, Reply, Request, receive, send};
 use super::pause;
 use crate::{error, paths};
 
-/// Reads the request from `socket`, carries it out, answers, and waits until the agent closes its end.
+/// Reads the request from `socket`, carries it out, answers, and waits for the agent's word that it has noted the process.
 pub(super) fn run(socket: &OwnedFd) {
     let Ok((request, fds)) = receive::<Request>(socket) else { return };
     // libcontainer draws the names of its sockets from a generator seeded by the clock, which two builders may share.
     fastrand::seed(u64::from(std::process::id()));
-    let reply = match build(&request, fds, socket) {
-        Ok(pid) => Reply::Pid(pid),
-        Err(text) => Reply::Error(text),
-    };
-    if send(socket, &reply, &[]).is_ok() {
-        // The agent notes the pid, then closes: only then may this process exit and hand the new one over.
-        let _ = receive::<()>(socket);
+    match build(&request, fds, socket) {
+        Ok(pid) => {
+            // Only what the agent has noted is handed over to it.
+            let noted = send(socket, &Reply::Pid(pid), &[]).and_then(|()| receive::<()>(socket));
+            if let (Err(_), Some(pid)) = (noted, Pid::from_raw(pid)) {
+                let _ = kill_process(pid, Signal::KILL);
+            }
+        }
+        // Nobody may be listening.
+        Err(text) => drop(send(socket, &Reply::Error(text), &[])),
     }
 }
 
@@ -39,21 +46,27 @@ fn build(request: &Request, fds: Vec<OwnedFd>, socket: &OwnedFd) -> Result<i32, 
             let container = built.map_err(|error| readable(&error))?;
             container.pid().map(|pid| pid.as_raw()).ok_or_else(|| "the container has no process".to_owned())
         }
-        Request::Exec { id, bundle, process, console } => {
-            let (builder, keeper) = prepare(id, bundle, *console, fds, socket)?;
-            let built = builder
-                .as_tenant()
-                .with_detach(true)
-                .with_ignore_paused(true)
-                .with_process(Some(process.clone()))
-                .build();
-            keeper.finish();
-            built.map(|pid| pid.as_raw()).map_err(|error| readable(&error))
+        Request::Exec { id, bundle, init, personality, console } => {
+            let mut fds = fds.into_iter();
+            let (Some(first), Some(process)) = (fds.next(), fds.next()) else {
+                return Err("the request came without its descriptors".to_owned());
+            };
+            let process = serde_json::from_reader(BufReader::new(File::from(process)))
+                .map_err(|error| format!("read the process: {error}"))?;
+            let exec = Exec {
+                init: first,
+                process,
+                stdio: if console.is_none() { Some(stdio(fds)?) } else { None },
+                console: *console,
+                personality: *personality,
+                filter: read_filter(&bundle.join("seccomp.bpf"))?,
+            };
+            exec::start(id, *init, exec, socket)
         }
     }
 }
 
-/// What container and exec have in common: descriptors, terminal, executor.
+/// A container's builder, with descriptors, terminal and executor.
 fn prepare(
     id: &str,
     bundle: &Path,
@@ -71,17 +84,19 @@ fn prepare(
         .with_executor(executor)
         .with_console_socket(keeper.path());
     if console.is_none() {
-        let mut fds = fds.into_iter();
-        let (Some(stdin), Some(stdout), Some(stderr)) = (fds.next(), fds.next(), fds.next()) else {
-            return Err("the request came without its three standard descriptors".to_owned());
-        };
+        let [stdin, stdout, stderr] = stdio(fds)?;
         builder = builder.with_stdin(stdin).with_stdout(stdout).with_stderr(stderr);
     }
     Ok((builder, keeper))
 }
 
+fn stdio(fds: impl IntoIterator<Item = OwnedFd>) -> Result<[OwnedFd; 3], String> {
+    let fds: Vec<OwnedFd> = fds.into_iter().collect();
+    fds.try_into().map_err(|_| "the request came without its three standard descriptors".to_owned())
+}
+
 fn read_filter(path: &Path) -> Result<Option<Vec<u8>>, String> {
-    let mut file = match std::fs::File::open(path) {
+    let mut file = match File::open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(format!("open {}: {error}", path.display())),

@@ -1,4 +1,5 @@
-//! Terminals: a helper process that takes the master side libcontainer makes, and readies it in time.
+//! Terminals: an exec's, which it opens itself, and a container's, which libcontainer makes and a helper process readies in
+//! time.
 
 use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -6,10 +7,11 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 
-use rustix::fs::{Gid, Uid, fchown};
+use rustix::fs::{FileType, Gid, Uid, fchown, fstat, fstatfs, makedev};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
-use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
-use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer};
+use rustix::process::{Pid, Signal, WaitOptions, ioctl_tiocsctty, kill_process, waitpid};
+use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, openpt, unlockpt};
+use rustix::stdio::{dup2_stderr, dup2_stdin, dup2_stdout};
 use rustix::termios::{Winsize, tcsetwinsize};
 
 use super::message::{Console, Reply, send};
@@ -76,12 +78,43 @@ impl Keeper {
 fn take(listener: &UnixListener, console: Console, agent: BorrowedFd<'_>) -> io::Result<()> {
     let (stream, _) = listener.accept()?;
     let master = receive_fd(&stream)?;
-    let peer = ioctl_tiocgptpeer(&master, OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)?;
+    ready(&master, console)?;
+    send(agent, &Reply::Console, &[master.as_fd()]).map_err(io::Error::other)
+}
+
+/// Gives a terminal its owner and size; returns the side that the process gets.
+fn ready(master: &OwnedFd, console: Console) -> io::Result<OwnedFd> {
+    let peer = ioctl_tiocgptpeer(master, OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)?;
     fchown(&peer, Some(Uid::from_raw(console.uid)), None::<Gid>)?;
     if let Some((columns, rows)) = console.size {
-        tcsetwinsize(&master, Winsize { ws_col: columns, ws_row: rows, ws_xpixel: 0, ws_ypixel: 0 })?;
+        tcsetwinsize(master, Winsize { ws_col: columns, ws_row: rows, ws_xpixel: 0, ws_ypixel: 0 })?;
     }
-    send(agent, &Reply::Console, &[master.as_fd()]).map_err(io::Error::other)
+    Ok(peer)
+}
+
+/// Opens a terminal of the container that the calling process is in and makes it the session's; returns the master side.
+pub(super) fn open(console: Console) -> io::Result<OwnedFd> {
+    let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)?;
+    check_ptmx(&master)?;
+    unlockpt(&master)?;
+    let peer = ready(&master, console)?;
+    ioctl_tiocsctty(&peer)?;
+    dup2_stdin(&peer)?;
+    dup2_stdout(&peer)?;
+    dup2_stderr(&peer)?;
+    Ok(master)
+}
+
+/// What a container has at `/dev/ptmx` is its own affair; taken for a terminal is only what the kernel has there.
+fn check_ptmx(master: &OwnedFd) -> io::Result<()> {
+    /// `DEVPTS_SUPER_MAGIC` of linux/magic.h.
+    const DEVPTS: i64 = 0x1cd1;
+    let (file, system) = (fstat(master)?, fstatfs(master)?);
+    let is_ptmx = FileType::from_raw_mode(file.st_mode).is_char_device() && file.st_rdev == makedev(5, 2);
+    if system.f_type != DEVPTS || !is_ptmx {
+        return Err(io::Error::other("/dev/ptmx does not lead to the container's terminals"));
+    }
+    Ok(())
 }
 
 fn receive_fd(stream: &UnixStream) -> io::Result<OwnedFd> {

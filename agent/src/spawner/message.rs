@@ -5,6 +5,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
+use oci_spec::runtime::LinuxPersonalityDomain;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
     SendFlags, recvmsg, sendmsg,
@@ -12,10 +13,12 @@ use rustix::net::{
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::error::AgentError;
+
 /// Largest packet, in bytes.
 const MAX_PACKET: usize = 32 << 10;
 /// Most descriptors in one packet.
-const MAX_FDS: usize = 4;
+const MAX_FDS: usize = 5;
 
 /// What the spawner can be asked for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,14 +32,17 @@ pub enum Request {
         /// The terminal to give it.
         console: Option<Console>,
     },
-    /// Run a further process in a started container.
+    /// Run a further process in a started container. Before the standard descriptors come one of the container's first
+    /// process and one of a file with the OCI process, JSON.
     Exec {
         /// Container id.
         id: String,
         /// The container's bundle.
         bundle: PathBuf,
-        /// File with the OCI process, JSON.
-        process: PathBuf,
+        /// Pid of the container's first process.
+        init: i32,
+        /// The container's personality.
+        personality: Option<LinuxPersonalityDomain>,
         /// The terminal to give it.
         console: Option<Console>,
     },
@@ -53,12 +59,14 @@ pub struct Console {
     pub uid: u32,
 }
 
-/// What the builder answers.
+/// What the builder answers, and what an exec's process tells the builder.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Reply {
     /// The terminal's master side is attached; the answer proper follows.
     Console,
-    /// The new process's pid.
+    /// An exec's process has nothing left to do but execute its program.
+    Going,
+    /// The new process's pid. The builder waits for one more packet and kills the process if it does not come.
     Pid(i32),
     /// A sentence about what went wrong.
     Error(String),
@@ -73,6 +81,9 @@ pub enum SpawnerError {
     /// The builder ended, or said nothing for a minute.
     #[error("the process that builds containers gave no answer")]
     NoAnswer,
+    /// The process was made and could not be taken over.
+    #[error(transparent)]
+    Refused(#[from] AgentError),
     /// The socket between the two failed.
     #[error("talk to the process that builds containers: {0}")]
     Channel(#[source] io::Error),

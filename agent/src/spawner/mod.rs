@@ -3,13 +3,19 @@
 //! libcontainer clones without the C library's knowledge and changes its process's working directory, limits and
 //! environment, so it must not run beside other threads. The agent therefore forks the spawner before it has any.
 //! For each request the spawner forks again; that child reads the request, builds the container or exec, answers,
-//! waits until the agent has noted the new process, and exits, so that the process is handed to the agent, PID 1.
+//! waits until the agent says that it has noted the new process, and exits, so that the process is handed to the agent, PID 1.
+//! A process that nobody has noted is killed.
 
 mod build;
 mod console;
+mod exec;
 mod executor;
+mod join;
 mod message;
 mod pause;
+mod program;
+mod scheduling;
+mod user;
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -17,6 +23,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::process::Pid;
 
+use crate::error::AgentError;
 pub use message::{Console, Request, SpawnerError};
 use message::{Reply, receive, send};
 
@@ -68,10 +75,11 @@ impl Spawner {
         self.pid
     }
 
-    /// Has a request carried out; blocks until it is done. `fds` are the new process's standard descriptors.
+    /// Has a request carried out; blocks until it is done. `fds` are what the request goes with, the new process's standard
+    /// descriptors last.
     ///
     /// `note` is called with the new pid while that process cannot have been handed to the agent yet: whatever
-    /// must know the pid before its exit can be seen belongs there.
+    /// must know the pid before its exit can be seen belongs there. If it fails, the process is killed.
     ///
     /// # Errors
     ///
@@ -80,7 +88,7 @@ impl Spawner {
         &self,
         request: &Request,
         fds: &[BorrowedFd<'_>],
-        note: impl FnOnce(&Spawned),
+        note: impl FnOnce(&Spawned) -> Result<(), AgentError>,
     ) -> Result<(), SpawnerError> {
         let (ours, theirs) = pair().map_err(SpawnerError::Channel)?;
         rustix::net::sockopt::set_socket_timeout(
@@ -98,11 +106,12 @@ impl Spawner {
                 (Reply::Console, fds) => console = fds.into_iter().next(),
                 (Reply::Pid(pid), _) => {
                     let pid = Pid::from_raw(pid).ok_or(SpawnerError::NoAnswer)?;
-                    note(&Spawned { pid, console });
-                    // Dropping our end lets the builder exit, which hands the process to the agent.
-                    return Ok(());
+                    note(&Spawned { pid, console })?;
+                    // Lets the builder exit, which hands the process to the agent.
+                    return send(&ours, &(), &[]);
                 }
                 (Reply::Error(text), _) => return Err(SpawnerError::Build(text)),
+                (Reply::Going, _) => return Err(SpawnerError::NoAnswer),
             }
         }
     }

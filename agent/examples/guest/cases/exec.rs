@@ -2,12 +2,13 @@
 
 use std::time::Instant;
 
+use ravelin_proto::agent as api;
 use serde_json::json;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tonic::Code;
 
 use crate::container::{Container, sleeper};
-use crate::host::{Client, Streams, process};
+use crate::host::{Client, Streams, process, spec};
 
 pub async fn exec_cases(client: Client) {
     let mut container = sleeper(&client, "ex").await;
@@ -74,5 +75,154 @@ pub async fn exec_many(client: Client) {
     }
     println!("        50 execs at once in {:?}", begin.elapsed());
     let mut container = container;
+    container.end().await;
+}
+
+pub async fn exec_leaves_nothing(client: Client) {
+    let mut container = sleeper(&client, "left").await;
+    let files = || {
+        let mut files = 0;
+        let mut directories = vec![std::path::PathBuf::from(ravelin_agent::paths::RUN)];
+        while let Some(directory) = directories.pop() {
+            for entry in std::fs::read_dir(directory).unwrap().flatten() {
+                files += 1;
+                let below = [ravelin_agent::paths::SCRATCH, ravelin_agent::paths::LAYERS];
+                let other = below.iter().any(|below| entry.path().starts_with(below));
+                if entry.file_type().unwrap().is_dir() && !other && entry.file_name() != "rootfs" {
+                    directories.push(entry.path());
+                }
+            }
+        }
+        files
+    };
+    let before = files();
+    for _ in 0..50 {
+        assert_eq!(container.exec("e", &["true"]).await.0, 0);
+    }
+    container.exec_with("t", process(&["true"]), true).await.unwrap();
+    container.wait("t").await;
+    assert_eq!(files(), before);
+    container.end().await;
+}
+
+pub async fn exec_own_cgroups(client: Client) {
+    // As systemd or a container manager inside has it: no process may be in a cgroup that hands controllers down.
+    let script = "cd /sys/fs/cgroup; mkdir init && echo 1 > init/cgroup.procs && \
+        echo +memory +pids > cgroup.subtree_control && echo ready; exec sleep 1000";
+    let mut manager = spec(&["sh", "-c", script]);
+    manager["mounts"][5]["options"] = json!(["nosuid", "noexec", "nodev", "rw"]);
+    let mut container = Container::create(&client, "own", manager).await.unwrap();
+    container.start().await;
+    let mut ready = [0; 6];
+    container.streams.stdout.read_exact(&mut ready).await.unwrap();
+    let (status, out, err) = container.exec("e", &["cat", "/proc/self/cgroup"]).await;
+    assert_eq!((status, out.as_str()), (0, "0::/init\n"), "{err}");
+    container.end().await;
+}
+
+pub async fn home(client: Client) {
+    let mut file = client.clone();
+    let entry = api::VolumeEntry {
+        path: String::new(),
+        mode: 0o644,
+        content: Some(api::volume_entry::Content::File(
+            b"web:x:1000:1000::/home/web:/bin/sh\n".to_vec().into(),
+        )),
+        ..Default::default()
+    };
+    let push = api::PushVolumeRequest {
+        volume: "passwd".into(),
+        single_file: true,
+        entries: vec![entry],
+        ..Default::default()
+    };
+    file.push_volume(push).await.unwrap();
+    let mut mounted = spec(&["sh", "-c", "echo $HOME; exec sleep 1000"]);
+    mounted["process"]["user"] = json!({"uid": 1000, "gid": 1000});
+    mounted["mounts"].as_array_mut().unwrap().push(
+        json!({"destination": "/etc/passwd", "type": "bind", "source": "/x", "options": ["rbind", "ro"]}),
+    );
+    let spec_index = u32::try_from(mounted["mounts"].as_array().unwrap().len() - 1).unwrap();
+    let pushed = api::PushedVolume { volume: "passwd".into(), sub_path: String::new() };
+    let mut container = Container::create_with(&client, "home", mounted, false, |request| {
+        request
+            .mounts
+            .push(api::MountSource { spec_index, source: Some(api::mount_source::Source::Pushed(pushed)) });
+    })
+    .await
+    .unwrap();
+    container.start().await;
+    let mut text = [0; 10];
+    container.streams.stdout.read_exact(&mut text).await.unwrap();
+    assert_eq!(&text, b"/home/web\n");
+    for (set, expected) in [(None, "/home/web\n"), (Some("HOME="), "/home/web\n"), (Some("HOME=/x"), "/x\n")]
+    {
+        let mut echo = process(&["sh", "-c", "echo $HOME"]);
+        echo["user"] = json!({"uid": 1000, "gid": 1000});
+        echo["env"].as_array_mut().unwrap().extend(set.map(|set| json!(set)));
+        let mut streams = container.exec_with("e", echo, false).await.unwrap();
+        assert_eq!(streams.out().await, expected);
+        container.wait("e").await;
+        container.client.delete(container.name("e")).await.unwrap();
+    }
+    container.end().await;
+}
+
+pub async fn exec_attributes(client: Client) {
+    let mut container = sleeper(&client, "attr").await;
+    let mut asked = process(&[
+        "sh",
+        "-c",
+        "id; umask; pwd; ulimit -n; grep -E 'Cap(Inh|Eff|Bnd|Amb)|NoNewPrivs' /proc/self/status; ls /proc/self/fd | wc -l",
+    ]);
+    asked["user"] = json!({"uid": 1000, "gid": 1001, "additionalGids": [5, 6], "umask": 63});
+    asked["cwd"] = json!("/tmp");
+    asked["noNewPrivileges"] = json!(true);
+    asked["rlimits"] = json!([{"type": "RLIMIT_NOFILE", "soft": 100, "hard": 200}]);
+    let some = json!(["CAP_NET_BIND_SERVICE", "CAP_CHOWN"]);
+    asked["capabilities"] =
+        json!({"bounding": some, "effective": some, "permitted": some, "inheritable": some, "ambient": some});
+    let mut streams = container.exec_with("a", asked, false).await.unwrap();
+    let (out, err) = (streams.out().await, streams.err().await);
+    for part in [
+        "uid=1000 gid=1001",
+        "groups=5,6",
+        "0077\n/tmp\n100\n",
+        "CapInh:\t0000000000000401",
+        "CapEff:\t0000000000000401",
+        "CapBnd:\t0000000000000401",
+        "CapAmb:\t0000000000000401",
+        "NoNewPrivs:\t1",
+    ] {
+        assert!(out.contains(part), "{part}: {out} {err}");
+    }
+    assert!(out.ends_with("\n4\n"), "{out}");
+    for (cwd, text) in [
+        ("/nowhere", "change to the working directory \"/nowhere\": no such file or directory"),
+        ("/etc/top", "change to the working directory \"/etc/top\": not a directory"),
+        ("/proc/self/fd/3", "change to the working directory"),
+    ] {
+        let mut elsewhere = process(&["true"]);
+        elsewhere["cwd"] = json!(cwd);
+        let refused = container.exec_with("b", elsewhere, false).await.err().unwrap();
+        assert!(refused.message().contains(text), "{refused}");
+        container.wait("b").await;
+        container.client.delete(container.name("b")).await.unwrap();
+    }
+    for (args, text) in [
+        (["/etc/notelf"], "exec /etc/notelf: exec format error"),
+        (["/etc/top"], "exec: \"/etc/top\": permission denied"),
+        (["/etc"], "exec: \"/etc\": is a directory"),
+    ] {
+        let refused = container.exec_with("b", process(&args), false).await.err().unwrap();
+        assert!(refused.message().ends_with(text), "{refused}");
+        container.client.delete(container.name("b")).await.unwrap();
+    }
+    let mut lost = process(&["true"]);
+    lost["env"] = json!([]);
+    let refused = container.exec_with("b", lost, false).await.err().unwrap();
+    assert!(refused.message().ends_with("exec: \"true\": executable file not found in $PATH"), "{refused}");
+    let (_, out, _) = container.exec("c", &["ps"]).await;
+    assert_eq!(out.lines().count(), 3, "{out}");
     container.end().await;
 }
