@@ -14,6 +14,7 @@ use super::console::Keeper;
 use super::exec;
 use super::executor::GuestExecutor;
 use super::join::Exec;
+use super::keyring;
 use super::message::{Console, Reply, Request, receive, send};
 use super::pause;
 use crate::{error, paths};
@@ -37,6 +38,9 @@ pub(super) fn run(socket: &OwnedFd) {
 }
 
 fn build(request: &Request, fds: Vec<OwnedFd>, socket: &OwnedFd) -> Result<i32, String> {
+    if let Request::Create { id, .. } | Request::Exec { id, .. } = request {
+        keyring::join(id).map_err(|error| format!("join the container's session keyring: {error}"))?;
+    }
     match request {
         Request::Pause => pause::start().map_err(|error| format!("make the pod's PID namespace: {error}")),
         Request::Create { id, bundle, console } => {
@@ -106,11 +110,26 @@ fn read_filter(path: &Path) -> Result<Option<Vec<u8>>, String> {
     Ok(Some(filter))
 }
 
-/// libcontainer's error as a person wants it: the executor's own words alone when it was they that failed.
+/// libcontainer's error as a person wants it: the executor's own words alone when it was they that failed, and nothing of
+/// what taking back the rest could not find.
 fn readable(error: &LibcontainerError) -> String {
-    let text = error::chain(error);
-    match text.find("exec: \"") {
-        Some(at) => text.get(at..).unwrap_or(&text).to_owned(),
-        None => text,
+    shortened(&error::chain(error)).to_owned()
+}
+
+fn shortened(text: &str) -> &str {
+    let text = text.split_once(". error during cleanup: ").map_or(text, |(error, _)| error);
+    text.find("exec: \"").and_then(|at| text.get(at..)).unwrap_or(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_is_the_executors_words_or_the_whole_without_its_cleanup() {
+        let text =
+            "failed to create container: exec: \"x\": not found. error during cleanup: no such directory";
+        assert_eq!(shortened(text), "exec: \"x\": not found");
+        assert_eq!(shortened("failed: no room. error during cleanup: other"), "failed: no room");
     }
 }

@@ -3,11 +3,13 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::io::{self, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 
 use libcontainer::oci_spec::runtime::Spec;
 use libcontainer::workload::{Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError};
+use rustix::fs::{FileType, Mode, OFlags, fstat, makedev, open};
+use rustix::stdio::{dup2_stderr, dup2_stdout};
 
 use super::program::Program;
 
@@ -37,6 +39,7 @@ impl Executor for GuestExecutor {
         }
         let refuse = ExecutorValidationError::ArgValidationError;
         let process = spec.process().as_ref().ok_or_else(|| refuse("the spec has no process".to_owned()))?;
+        reopen_null().map_err(|error| refuse(format!("open /dev/null: {error}")))?;
         self.program.replace(Some(Program::find(process).map_err(refuse)?));
         Ok(())
     }
@@ -56,4 +59,29 @@ impl Executor for GuestExecutor {
         let _ = writeln!(io::stderr(), "{text}");
         Err(ExecutorError::Other(text))
     }
+}
+
+/// libcontainer opens the container's `/dev/null` for reading only; where output goes there it must go without an error.
+fn reopen_null() -> io::Result<()> {
+    let is_null = |fd: BorrowedFd<'_>| -> io::Result<bool> {
+        let file = fstat(fd)?;
+        let device = FileType::from_raw_mode(file.st_mode).is_char_device();
+        Ok(device && file.st_rdev == makedev(1, 3))
+    };
+    let (stdout, stderr) = (io::stdout(), io::stderr());
+    let (out_is_null, err_is_null) = (is_null(stdout.as_fd())?, is_null(stderr.as_fd())?);
+    if !out_is_null && !err_is_null {
+        return Ok(());
+    }
+    let null = open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+    if !is_null(null.as_fd())? {
+        return Err(io::Error::other("it is something else"));
+    }
+    if out_is_null {
+        dup2_stdout(&null)?;
+    }
+    if err_is_null {
+        dup2_stderr(&null)?;
+    }
+    Ok(())
 }

@@ -11,6 +11,7 @@ mod console;
 mod exec;
 mod executor;
 mod join;
+mod keyring;
 mod message;
 mod pause;
 mod program;

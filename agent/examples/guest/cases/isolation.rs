@@ -4,7 +4,7 @@ use ravelin_proto::agent as api;
 use serde_json::json;
 
 use crate::container::{Container, sh, sleeper};
-use crate::host::{Client, spec};
+use crate::host::{Client, process, spec};
 
 pub async fn isolation(client: Client) {
     let script = "ps | wc -l; ls / | tr '\\n' ' '; mount | grep -c ravelin; cat /proc/self/cgroup; \
@@ -173,4 +173,20 @@ pub async fn target_pids(client: Client) {
     let (_, out, _) = container.finish().await;
     assert!(out.contains("sleep 1000"), "{out}");
     target.end().await;
+}
+
+pub async fn session_keyring(client: Client) {
+    let rings = || {
+        let keys = std::fs::read_to_string("/proc/keys").unwrap();
+        keys.lines().filter(|line| line.contains("_ses.ring")).count()
+    };
+    let mut user = spec(&["sleep", "1000"]);
+    user["process"]["user"] = json!({"uid": 1000, "gid": 1000});
+    let mut container = Container::create(&client, "ring", user).await.unwrap();
+    container.start().await;
+    assert_eq!(rings(), 1);
+    // An exec has the container's, not one more.
+    container.exec_with("e", process(&["sleep", "1000"]), false).await.unwrap();
+    assert_eq!(rings(), 1);
+    container.end().await;
 }

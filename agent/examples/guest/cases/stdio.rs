@@ -87,3 +87,27 @@ pub async fn daemon_keeps_stdout(client: Client) {
     assert_eq!(streams.out().await, "words\n");
     container.end().await;
 }
+
+pub async fn null_streams(client: Client) {
+    let null = |request: &mut api::CreateContainerRequest| request.stdio = None;
+    let script = "echo out && echo err >&2 && ! read line && exit 7";
+    for uid in [0, 1000] {
+        let mut silent = spec(&["sh", "-c", script]);
+        silent["process"]["user"] = json!({"uid": uid, "gid": uid});
+        let mut container = Container::create_with(&client, "null", silent, false, null).await.unwrap();
+        container.start().await;
+        assert_eq!(container.wait("").await.exit_status, 7);
+        container.delete().await;
+    }
+    let mut container = sleeper(&client, "null").await;
+    let request = api::ExecRequest {
+        container_id: "null".into(),
+        exec_id: "e".into(),
+        process: process(&["sh", "-c", script]).to_string().into_bytes().into(),
+        stdio: None,
+    };
+    container.client.exec(request).await.unwrap();
+    container.client.start(container.name("e")).await.unwrap();
+    assert_eq!(container.wait("e").await.exit_status, 7);
+    container.end().await;
+}
