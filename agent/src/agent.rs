@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 use std::{fs, io};
 
@@ -22,6 +22,7 @@ use crate::process::Phase;
 use crate::reaper::{Exit, Reaper};
 use crate::spawner::{Request, Spawner};
 use crate::stdio::Registry;
+use crate::sync::{blocking, lock};
 use crate::{clock, network, paths, sysctl};
 
 /// Events kept for a listener that lags.
@@ -72,7 +73,7 @@ impl Agent {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     /// Events from now on.
@@ -108,7 +109,10 @@ impl Agent {
     /// # Errors
     ///
     /// [`AgentError::WrongState`] the second time or for another protocol version.
-    pub async fn set_up(&self, request: &api::SetupSandboxRequest) -> Result<api::SetupSandboxResponse> {
+    pub async fn set_up(
+        self: &Arc<Self>,
+        request: &api::SetupSandboxRequest,
+    ) -> Result<api::SetupSandboxResponse> {
         if request.protocol_version != PROTOCOL_VERSION {
             return Err(AgentError::WrongState(format!(
                 "the host speaks version {} of the agent protocol, this guest version {PROTOCOL_VERSION}",
@@ -118,6 +122,18 @@ impl Agent {
         if std::mem::replace(&mut self.state().set_up, true) {
             return Err(AgentError::WrongState("the guest is set up already".to_owned()));
         }
+        let (agent, copy) = (Arc::clone(self), request.clone());
+        blocking(move || agent.prepare(&copy)).await?;
+        network::configure(request).await?;
+        let kernel = rustix::system::uname();
+        Ok(api::SetupSandboxResponse {
+            protocol_version: PROTOCOL_VERSION,
+            kernel_release: kernel.release().to_string_lossy().into_owned(),
+        })
+    }
+
+    /// The part of setting up that may block.
+    fn prepare(&self, request: &api::SetupSandboxRequest) -> Result<()> {
         if request.unix_nanos != 0 {
             clock::step(request.unix_nanos)?;
         }
@@ -127,23 +143,15 @@ impl Agent {
         }
         mount_shm(if request.shm_bytes == 0 { DEFAULT_SHM } else { request.shm_bytes })?;
         if request.shared_pid_namespace {
-            // Blocks for a millisecond or two, before the guest has anything else to do.
-            let mut pause = None;
             self.spawner
                 .spawn(&Request::Pause, &[], |spawned| {
-                    pause = Some(spawned.pid);
+                    self.state().pause = Some(spawned.pid);
                     Ok(())
                 })
                 .map_err(|error| AgentError::Failed(error.to_string()))?;
-            self.state().pause = pause;
         }
         sysctl::adopt(&request.tunables);
-        network::configure(request).await?;
-        let kernel = rustix::system::uname();
-        Ok(api::SetupSandboxResponse {
-            protocol_version: PROTOCOL_VERSION,
-            kernel_release: kernel.release().to_string_lossy().into_owned(),
-        })
+        Ok(())
     }
 
     /// Adds an extent, or finds it added.
@@ -282,15 +290,4 @@ fn end_pod() {
         }
         let _ = unmount(entry.path(), UnmountFlags::DETACH);
     }
-}
-
-/// Runs what may block on a thread made for that.
-///
-/// # Errors
-///
-/// Those of `work`.
-pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .map_err(|error| AgentError::Failed(format!("a task of the agent failed: {error}")))?
 }

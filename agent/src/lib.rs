@@ -18,6 +18,7 @@ pub mod server;
 pub mod service;
 pub mod spawner;
 pub mod stdio;
+pub mod sync;
 pub mod sysctl;
 pub mod trim;
 pub mod volumes;

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use ravelin_proto::agent as api;
 use rustix::fs::inotify;
@@ -13,6 +13,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::broadcast;
 
 use crate::container::cgroup::Cgroup;
+use crate::sync::{blocking, lock};
 
 /// The watch over all containers. Clones share it.
 #[derive(Debug, Clone)]
@@ -78,7 +79,7 @@ impl OomWatch {
 
 impl Shared {
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, Watched>> {
-        self.watched.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.watched)
     }
 
     fn check(&self, id: &str) -> bool {
@@ -121,8 +122,15 @@ async fn run(shared: Arc<Shared>) {
                 .map(|(id, _)| id.clone())
                 .collect()
         };
-        for id in ids {
-            shared.check(&id);
+        let looker = Arc::clone(&shared);
+        let looked = blocking(move || {
+            for id in ids {
+                looker.check(&id);
+            }
+            Ok(())
+        });
+        if let Err(error) = looked.await {
+            crate::log!("cannot look for OOM kills: {error}");
         }
     }
 }

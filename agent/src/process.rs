@@ -1,7 +1,7 @@
 //! One process the host knows by name: a container's first one or an exec, and the states it goes through.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use rustix::termios::{Winsize, tcsetwinsize};
@@ -10,6 +10,7 @@ use tokio::sync::watch;
 use crate::error::{AgentError, Attempt, Result};
 use crate::reaper::Exit;
 use crate::stdio::Pumps;
+use crate::sync::lock;
 
 /// The states of a process. It only ever moves down this list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -225,7 +226,7 @@ impl Process {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Phase> {
-        self.phase.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.phase)
     }
 }
 

@@ -1,11 +1,13 @@
 //! The one place that waits for children: as PID 1 the agent inherits every orphan of the guest.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::process::{Pid, WaitOptions, wait};
 use tokio::sync::oneshot;
+
+use crate::sync::lock;
 
 /// How and when a process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,7 +48,7 @@ impl Reaper {
     #[must_use]
     pub fn watch(&self, pid: Pid) -> oneshot::Receiver<Exit> {
         let (sender, receiver) = oneshot::channel();
-        self.wanted.lock().unwrap_or_else(PoisonError::into_inner).insert(pid.as_raw_nonzero().get(), sender);
+        lock(&self.wanted).insert(pid.as_raw_nonzero().get(), sender);
         receiver
     }
 
@@ -70,11 +72,7 @@ impl Reaper {
                 (None, Some(signal)) => 128 + (signal.cast_unsigned() & 0x7f),
                 (None, None) => continue,
             };
-            let wanted = self
-                .wanted
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .remove(&pid.as_raw_nonzero().get());
+            let wanted = lock(&self.wanted).remove(&pid.as_raw_nonzero().get());
             if let Some(wanted) = wanted {
                 // Whoever asked may be gone.
                 let _ = wanted.send(Exit::now(status));

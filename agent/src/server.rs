@@ -18,7 +18,7 @@ use crate::reaper::Reaper;
 use crate::service::AgentService;
 use crate::spawner::Spawner;
 use crate::stdio::BoxStream;
-use crate::trim;
+use crate::{sync, trim};
 
 /// The host's address on the vsock: the only peer the agent talks to.
 const HOST_CID: u32 = 2;
@@ -52,7 +52,7 @@ pub fn serve_with<F: Future<Output = io::Result<()>>>(serve: impl FnOnce(Arc<Age
     let reaper = Reaper::default();
     let vital: Pid = spawner.pid();
     reaper.start(vital);
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = sync::runtime()?;
     runtime.block_on(async { serve(Agent::new(spawner, reaper)?).await })
 }
 

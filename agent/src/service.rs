@@ -12,10 +12,11 @@ use ravelin_proto::agent::agent_server::Agent as Service;
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status};
 
-use crate::agent::{Agent, blocking};
+use crate::agent::Agent;
 use crate::container::{self, Container};
 use crate::error::{AgentError, Result};
 use crate::process::{self, Phase};
+use crate::sync::blocking;
 use crate::{clock, dial, paths, volumes};
 
 /// Serves the agent to the host.
@@ -86,7 +87,8 @@ impl Service for AgentService {
             let request = request.into_inner();
             let container = agent.container(&request.container_id)?;
             if request.exec_id.is_empty() {
-                container.start()?;
+                let container = Arc::clone(&container);
+                blocking(move || container.start()).await?;
             } else {
                 container::start_exec(&agent, &container, &request.exec_id).await?;
             }
@@ -108,7 +110,7 @@ impl Service for AgentService {
     }
 
     async fn kill(&self, request: Request<api::KillRequest>) -> Answer<api::Empty> {
-        empty(kill(&self.0, request.get_ref()))
+        empty(kill(&self.0, request.get_ref()).await)
     }
 
     async fn delete(&self, request: Request<api::ProcessRequest>) -> Answer<api::DeleteResponse> {
@@ -133,17 +135,21 @@ impl Service for AgentService {
     }
 
     async fn stats(&self, request: Request<api::ContainerRequest>) -> Answer<api::StatsResponse> {
-        Ok(Response::new(self.0.container(&request.get_ref().container_id)?.cgroup.stats()?))
+        let container = self.0.container(&request.get_ref().container_id)?;
+        Ok(Response::new(blocking(move || container.cgroup.stats()).await?))
     }
 
     async fn update(&self, request: Request<api::UpdateRequest>) -> Answer<api::Empty> {
-        let request = request.get_ref();
+        let request = request.into_inner();
         let container = self.0.container(&request.container_id)?;
         let resources: LinuxResources = serde_json::from_slice(&request.resources).map_err(|error| {
             AgentError::Invalid(format!("read the new limits of container {}: {error}", container.id))
         })?;
-        let has_control = |file: &str| Path::new(paths::POD_CGROUP).join(file).exists();
-        empty(container.cgroup.update(&container::limit(&resources, &has_control)?))
+        let update = move || {
+            let has_control = |file: &str| Path::new(paths::POD_CGROUP).join(file).exists();
+            container.cgroup.update(&container::limit(&resources, &has_control)?)
+        };
+        whole(async move { blocking(update).await.map(|()| api::Empty {}) }).await
     }
 
     async fn pause(&self, request: Request<api::ContainerRequest>) -> Answer<api::Empty> {
@@ -156,7 +162,8 @@ impl Service for AgentService {
 
     async fn list_pids(&self, request: Request<api::ContainerRequest>) -> Answer<api::ListPidsResponse> {
         let container = self.0.container(&request.get_ref().container_id)?;
-        Ok(Response::new(api::ListPidsResponse { pids: container.cgroup.pids()? }))
+        let pids = blocking(move || container.cgroup.pids()).await?;
+        Ok(Response::new(api::ListPidsResponse { pids }))
     }
 
     async fn push_volume(&self, request: Request<api::PushVolumeRequest>) -> Answer<api::Empty> {
@@ -172,7 +179,8 @@ impl Service for AgentService {
     }
 
     async fn read_volume(&self, request: Request<api::ReadVolumeRequest>) -> Answer<api::ReadVolumeResponse> {
-        let data = volumes::read(Path::new(paths::VOLUMES), request.get_ref())?;
+        let request = request.into_inner();
+        let data = blocking(move || volumes::read(Path::new(paths::VOLUMES), &request)).await?;
         Ok(Response::new(api::ReadVolumeResponse { data: data.into() }))
     }
 
@@ -207,14 +215,14 @@ impl Service for AgentService {
     }
 }
 
-fn kill(agent: &Agent, request: &api::KillRequest) -> Result<()> {
+async fn kill(agent: &Agent, request: &api::KillRequest) -> Result<()> {
     let container = agent.container(&request.container_id)?;
     let signal = process::signal(request.signal)?;
     // "All" is a container's: containerd says it even when it takes down an exec that failed to start.
     if !request.all || !request.exec_id.is_empty() {
         return container.process(&request.exec_id)?.signal(signal);
     }
-    kill_all(&container, signal)
+    blocking(move || kill_all(&container, signal)).await
 }
 
 fn kill_all(container: &Container, signal: rustix::process::Signal) -> Result<()> {
@@ -230,5 +238,5 @@ async fn set_paused(
     paused: bool,
 ) -> Answer<api::Empty> {
     let container = agent.container(&request.get_ref().container_id)?;
-    empty(container.set_paused(paused).await)
+    whole(async move { blocking(move || container.set_paused(paused)).await.map(|()| api::Empty {}) }).await
 }

@@ -9,9 +9,9 @@ use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::time::Duration;
 
-use crate::agent::blocking;
 use crate::error::{Attempt, Result};
 use crate::paths;
+use crate::sync::blocking;
 
 /// How often the disk is looked at.
 const PERIOD: Duration = Duration::from_secs(30);
@@ -25,7 +25,7 @@ pub async fn keep_trimmed() {
     let mut watch = Watch::default();
     loop {
         tokio::time::sleep(PERIOD).await;
-        let Ok(disk) = Disk::look() else { continue };
+        let Ok(disk) = blocking(Disk::look).await else { continue };
         if !watch.trim_is_due(&disk) {
             continue;
         }

@@ -106,7 +106,7 @@ impl Cgroup {
     /// # Errors
     ///
     /// When the kernel refuses or the processes do not stop within five seconds.
-    pub async fn freeze(&self, frozen: bool) -> Result<()> {
+    pub fn freeze(&self, frozen: bool) -> Result<()> {
         let word = if frozen { "1" } else { "0" };
         fs::write(self.path.join("cgroup.freeze"), word)
             .attempt(|| format!("change the frozen state of {}", self.id))?;
@@ -116,7 +116,7 @@ impl Cgroup {
                 let _ = fs::write(self.path.join("cgroup.freeze"), "0");
                 return Err(AgentError::Failed(format!("the processes of {} do not stop", self.id)));
             }
-            tokio::time::sleep(Duration::from_millis(2)).await;
+            std::thread::sleep(Duration::from_millis(2));
         }
         Ok(())
     }

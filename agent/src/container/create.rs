@@ -5,7 +5,7 @@ use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use libcontainer::container::{Container as State, ContainerStatus};
 use oci_spec::runtime::{LinuxPersonality, Spec};
@@ -21,6 +21,7 @@ use crate::error::{AgentError, Attempt, Result, chain};
 use crate::process::{Ended, Phase};
 use crate::spawner::{Console, Request, SpawnerError};
 use crate::stdio::{self, Endpoints, Pumps};
+use crate::sync::{blocking, lock};
 use crate::{paths, sysctl};
 
 /// Creates a container, down to a first process that waits to be started.
@@ -35,16 +36,15 @@ pub async fn create(
 ) -> Result<u32> {
     let endpoints = Endpoints::take(&agent.streams, &request.stdio.unwrap_or_default()).await?;
     let pid_namespace = agent.pid_namespace(&request)?;
-    let task = {
+    {
         let (agent, container) = (Arc::clone(agent), Arc::clone(container));
         let runtime = tokio::runtime::Handle::current();
-        tokio::task::spawn_blocking(move || {
+        blocking(move || {
             let _guard = runtime.enter();
             build(&agent, &container, &request, pid_namespace, endpoints)
         })
-    };
-    task.await
-        .map_err(|error| AgentError::Failed(format!("create container {}: {error}", container.id)))??;
+        .await?;
+    }
     container.init.advance(&[Phase::Creating], Phase::Created)?;
     container
         .init
@@ -104,7 +104,7 @@ fn build(
 
     let process = completed.spec.process().as_ref();
     let uid = process.map_or(0, |process| process.user().uid());
-    *container.facts.lock().unwrap_or_else(PoisonError::into_inner) = Facts {
+    *lock(&container.facts) = Facts {
         bundle: bundle.clone(),
         oom_score_adj: process.and_then(|process| process.oom_score_adj()).unwrap_or(0),
         filtered: completed.seccomp.is_some(),
@@ -195,11 +195,17 @@ fn watch_exit(
     let exec_id = exec_id.to_owned();
     tokio::spawn(async move {
         let Ok(exit) = exit.await else { return };
-        let oom_killed = agent.oom.check(&container.id);
-        if exec_id.is_empty() {
-            // In a PID namespace of its own the kernel kills the rest; in a shared one nobody else would.
-            let _ = container.cgroup.kill();
-        }
+        let (oom, ended, first) = (agent.oom.clone(), Arc::clone(&container), exec_id.is_empty());
+        let oom_killed = blocking(move || {
+            let oom_killed = oom.check(&ended.id);
+            if first {
+                // In a PID namespace of its own the kernel kills the rest; in a shared one nobody else would.
+                let _ = ended.cgroup.kill();
+            }
+            Ok(oom_killed)
+        })
+        .await
+        .unwrap_or(false);
         process.end(Ended { exit, oom_killed });
         agent.tell_exit(&container.id, &exec_id, exit);
     });

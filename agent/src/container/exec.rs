@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::{self, Seek, Write};
 use std::os::fd::AsFd;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use oci_spec::runtime::Process as SpecProcess;
 use ravelin_proto::agent as api;
@@ -16,6 +16,7 @@ use crate::process::{Ended, Phase, Process};
 use crate::reaper::Exit;
 use crate::spawner::{Console, Request};
 use crate::stdio::Endpoints;
+use crate::sync::{blocking, lock};
 
 /// What an exec will run.
 #[derive(Debug)]
@@ -66,20 +67,18 @@ pub async fn exec(agent: &Arc<Agent>, container: &Container, request: api::ExecR
 pub async fn start_exec(agent: &Arc<Agent>, container: &Arc<Container>, id: &str) -> Result<()> {
     let exec = container.exec(id)?;
     exec.process.advance(&[Phase::Created], Phase::Starting)?;
-    let plan = exec.plan.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let plan = lock(&exec.plan).take();
     let started = match plan {
         Some(plan) => {
             let (agent, container, process) =
                 (Arc::clone(agent), Arc::clone(container), Arc::clone(&exec.process));
             let id = id.to_owned();
             let runtime = tokio::runtime::Handle::current();
-            tokio::task::spawn_blocking(move || {
+            blocking(move || {
                 let _guard = runtime.enter();
                 build(&agent, &container, &process, &id, plan)
             })
             .await
-            .map_err(|error| AgentError::Failed(format!("start {}: {error}", exec.process.name())))
-            .and_then(|started| started)
         }
         None => Err(AgentError::WrongState(format!("{} was started before", exec.process.name()))),
     };

@@ -19,12 +19,13 @@ mod working_directory;
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use oci_spec::runtime::LinuxPersonalityDomain;
 
 use crate::error::{AgentError, Result};
 use crate::process::{Phase, Process};
+use crate::sync::lock;
 use cgroup::Cgroup;
 
 pub use create::create;
@@ -103,11 +104,11 @@ impl Container {
     }
 
     fn execs(&self) -> MutexGuard<'_, HashMap<String, Arc<Exec>>> {
-        self.execs.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.execs)
     }
 
     fn facts(&self) -> Facts {
-        self.facts.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        lock(&self.facts).clone()
     }
 
     /// Starts its first process.
@@ -132,9 +133,9 @@ impl Container {
     /// # Errors
     ///
     /// [`AgentError::WrongState`] unless it runs; otherwise the kernel's refusal.
-    pub async fn set_paused(&self, paused: bool) -> Result<()> {
+    pub fn set_paused(&self, paused: bool) -> Result<()> {
         self.check_running()?;
-        self.cgroup.freeze(paused).await?;
+        self.cgroup.freeze(paused)?;
         self.paused.store(paused, Ordering::Relaxed);
         Ok(())
     }

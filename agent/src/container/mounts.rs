@@ -5,7 +5,7 @@ use std::fs;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Component, Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 use oci_spec::runtime::Mount;
 use ravelin_proto::agent as api;
@@ -17,6 +17,7 @@ use rustix::mount::{
 
 use super::mount_options::{self, Propagation};
 use crate::error::{AgentError, Attempt, Result};
+use crate::sync::lock;
 use crate::volumes::check_name;
 use crate::{paths, volumes};
 
@@ -94,7 +95,7 @@ fn use_empty_dir(id: &str, index: usize, dir: &api::EmptyDir, wanted: Propagatio
     // Two containers may be created at once, and the first to come makes the directory for both.
     static MAKING: Mutex<()> = Mutex::new(());
     let volume = {
-        let _making = MAKING.lock().unwrap_or_else(PoisonError::into_inner);
+        let _making = lock(&MAKING);
         let plain = empty_dir(dir)?;
         let shared = Path::new(paths::SHARED_DIRS).join(&dir.name);
         match (wanted, shared.exists()) {

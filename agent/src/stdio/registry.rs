@@ -1,13 +1,14 @@
 //! Connections the host has opened and not yet named in a call.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::sync::Notify;
 
 use crate::error::{AgentError, Result};
+use crate::sync::lock;
 
 /// A two-way byte stream with half-close.
 pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -37,7 +38,7 @@ impl Registry {
         // One that says nothing, or 0, is closed.
         let Ok(Ok(id @ 1..)) = id else { return };
         {
-            let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut waiting = lock(&self.waiting);
             if waiting.len() >= MAX_WAITING || waiting.contains_key(&id) {
                 return;
             }
@@ -45,7 +46,7 @@ impl Registry {
         }
         self.arrived.notify_waiters();
         tokio::time::sleep(PATIENCE).await;
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+        lock(&self.waiting).remove(&id);
     }
 
     /// The connection with this id, waited for if need be; `None` for id 0.
@@ -63,8 +64,7 @@ impl Registry {
                 tokio::pin!(arrived);
                 // Registered before looking, so that an arrival in between is not missed.
                 arrived.as_mut().enable();
-                if let Some(stream) = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(&id)
-                {
+                if let Some(stream) = lock(&self.waiting).remove(&id) {
                     return stream;
                 }
                 arrived.await;
