@@ -1,47 +1,36 @@
 //! The agent's state and the calls that concern the whole pod.
 
 use std::collections::HashMap;
+use std::fs;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
-use std::{fs, io};
 
 use ravelin_proto::PROTOCOL_VERSION;
 use ravelin_proto::agent as api;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use rustix::process::Pid;
 use rustix::system::{RebootCommand, reboot};
-use tokio::sync::broadcast;
 
 use crate::container::{Container, check_id, create};
 use crate::error::{AgentError, Attempt, Result};
 use crate::extents::{self, Extents};
 use crate::init::mark::{self, Mark};
-use crate::oom::OomWatch;
 use crate::process::Phase;
-use crate::reaper::{Exit, Reaper};
-use crate::spawner::{Request, Spawner};
-use crate::stdio::Registry;
+use crate::reaper::Exit;
+use crate::services::Services;
+use crate::spawner::Request;
 use crate::sync::{blocking, lock};
 use crate::{clock, network, paths, sysctl};
 
-/// Events kept for a listener that lags.
-const EVENT_BACKLOG: usize = 1024;
 /// The pod's `/dev/shm` unless the host says otherwise, in bytes.
 const DEFAULT_SHM: u64 = 64 << 20;
 
 /// The agent.
 #[derive(Debug)]
 pub struct Agent {
-    /// Makes processes.
-    pub spawner: Spawner,
-    /// Connections waiting to become standard streams.
-    pub streams: Arc<Registry>,
-    /// Sees processes end.
-    pub reaper: Reaper,
-    /// Sees the OOM killer.
-    pub oom: OomWatch,
-    events: broadcast::Sender<api::Event>,
+    /// What containers need of it.
+    pub services: Arc<Services>,
     state: Mutex<State>,
 }
 
@@ -55,43 +44,14 @@ struct State {
 }
 
 impl Agent {
-    /// An agent over a running spawner and reaper. Must be called inside the runtime.
-    ///
-    /// # Errors
-    ///
-    /// When the kernel refuses a notification descriptor.
-    pub fn new(spawner: Spawner, reaper: Reaper) -> io::Result<Arc<Self>> {
-        let events = broadcast::Sender::new(EVENT_BACKLOG);
-        Ok(Arc::new(Self {
-            spawner,
-            streams: Arc::default(),
-            reaper,
-            oom: OomWatch::start(events.clone())?,
-            events,
-            state: Mutex::default(),
-        }))
+    /// An agent that has no container yet.
+    #[must_use]
+    pub fn new(services: Services) -> Arc<Self> {
+        Arc::new(Self { services: Arc::new(services), state: Mutex::default() })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         lock(&self.state)
-    }
-
-    /// Events from now on.
-    #[must_use]
-    pub fn events(&self) -> broadcast::Receiver<api::Event> {
-        self.events.subscribe()
-    }
-
-    /// Tells listeners that a process ended.
-    pub fn tell_exit(&self, container: &str, exec: &str, exit: Exit) {
-        let exit = api::ExitEvent {
-            container_id: container.to_owned(),
-            exec_id: exec.to_owned(),
-            exit_status: exit.status,
-            exited_at_unix_nanos: exit.at_unix_nanos,
-        };
-        // Nobody may be listening.
-        let _ = self.events.send(api::Event { kind: Some(api::event::Kind::Exit(exit)) });
     }
 
     /// A container by id.
@@ -143,7 +103,8 @@ impl Agent {
         }
         mount_shm(if request.shm_bytes == 0 { DEFAULT_SHM } else { request.shm_bytes })?;
         if request.shared_pid_namespace {
-            self.spawner
+            self.services
+                .spawner
                 .spawn(&Request::Pause, &[], |spawned| {
                     self.state().pause = Some(spawned.pid);
                     Ok(())
@@ -186,7 +147,7 @@ impl Agent {
     /// # Errors
     ///
     /// [`AgentError::WrongState`] when there is no such namespace now.
-    pub fn pid_namespace(&self, request: &api::CreateContainerRequest) -> Result<Option<PathBuf>> {
+    fn pid_namespace(&self, request: &api::CreateContainerRequest) -> Result<Option<PathBuf>> {
         let pid = match request.pid_namespace() {
             api::NamespaceMode::Container => return Ok(None),
             api::NamespaceMode::Pod => self.state().pause.ok_or_else(|| {
@@ -220,7 +181,10 @@ impl Agent {
             state.extents.take_layers(&container.layers)?;
             state.containers.insert(id.clone(), Arc::clone(&container));
         }
-        let created = create(self, &container, request).await;
+        let created = match self.pid_namespace(&request) {
+            Ok(namespace) => create(&self.services, &container, request, namespace).await,
+            Err(error) => Err(error),
+        };
         if created.is_err() {
             self.discard(&container).await;
         }
@@ -241,7 +205,7 @@ impl Agent {
 
     /// Takes a container down and forgets it.
     async fn discard(&self, container: &Arc<Container>) {
-        self.oom.remove(&container.id);
+        self.services.oom.remove(&container.id);
         let copy = Arc::clone(container);
         if let Err(error) = blocking(move || copy.clear()).await {
             crate::log!("cannot clear container {}: {error}", container.id);

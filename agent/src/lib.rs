@@ -16,6 +16,7 @@ pub mod process;
 pub mod reaper;
 pub mod server;
 pub mod service;
+pub mod services;
 pub mod spawner;
 pub mod stdio;
 pub mod sync;

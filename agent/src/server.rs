@@ -16,6 +16,7 @@ use crate::agent::Agent;
 use crate::init::mark::{self, Mark};
 use crate::reaper::Reaper;
 use crate::service::AgentService;
+use crate::services::Services;
 use crate::spawner::Spawner;
 use crate::stdio::BoxStream;
 use crate::{sync, trim};
@@ -53,7 +54,7 @@ pub fn serve_with<F: Future<Output = io::Result<()>>>(serve: impl FnOnce(Arc<Age
     let vital: Pid = spawner.pid();
     reaper.start(vital);
     let runtime = sync::runtime()?;
-    runtime.block_on(async { serve(Agent::new(spawner, reaper)?).await })
+    runtime.block_on(async { serve(Agent::new(Services::new(spawner, reaper)?)).await })
 }
 
 /// Serves calls from `control` and takes standard streams from `streams`.
@@ -67,7 +68,7 @@ where
     I: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
     S: Stream<Item = io::Result<BoxStream>> + Send + 'static,
 {
-    let registry = Arc::clone(&agent.streams);
+    let registry = Arc::clone(&agent.services.streams);
     tokio::spawn(async move {
         tokio::pin!(streams);
         while let Some(stream) = streams.next().await {

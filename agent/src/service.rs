@@ -75,7 +75,7 @@ impl Service for AgentService {
         whole(async move {
             let request = request.into_inner();
             let container = agent.container(&request.container_id)?;
-            container::exec(&agent, &container, request).await?;
+            container::exec(&agent.services, &container, request).await?;
             Ok(api::Empty {})
         })
         .await
@@ -90,7 +90,7 @@ impl Service for AgentService {
                 let container = Arc::clone(&container);
                 blocking(move || container.start()).await?;
             } else {
-                container::start_exec(&agent, &container, &request.exec_id).await?;
+                container::start_exec(&agent.services, &container, &request.exec_id).await?;
             }
             let pid = container.process(&request.exec_id)?.pid();
             Ok(api::StartResponse { pid: pid.map_or(0, |pid| pid.as_raw_nonzero().get().cast_unsigned()) })
@@ -185,7 +185,7 @@ impl Service for AgentService {
     }
 
     async fn dial(&self, request: Request<api::DialRequest>) -> Answer<api::Empty> {
-        empty(dial::dial(&self.0.streams, request.get_ref()).await)
+        empty(dial::dial(&self.0.services.streams, request.get_ref()).await)
     }
 
     async fn set_clock(&self, request: Request<api::SetClockRequest>) -> Answer<api::Empty> {
@@ -195,7 +195,7 @@ impl Service for AgentService {
     type EventsStream = Pin<Box<dyn Stream<Item = std::result::Result<api::Event, Status>> + Send>>;
 
     async fn events(&self, _: Request<api::Empty>) -> Answer<Self::EventsStream> {
-        let events = futures_util::stream::unfold(self.0.events(), |mut events| async move {
+        let events = futures_util::stream::unfold(self.0.services.events(), |mut events| async move {
             loop {
                 match events.recv().await {
                     Ok(event) => return Some((Ok(event), events)),

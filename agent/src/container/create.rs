@@ -16,32 +16,32 @@ use super::tree::Tree;
 use super::{
     Container, Facts, destinations, devices, mounts, nodes, rootfs, seccomp, spec, working_directory,
 };
-use crate::agent::Agent;
 use crate::error::{AgentError, Attempt, Result, chain};
 use crate::process::{Ended, Phase};
+use crate::services::Services;
 use crate::spawner::{Console, Request, SpawnerError};
 use crate::stdio::{self, Endpoints, Pumps};
 use crate::sync::{blocking, lock};
 use crate::{paths, sysctl};
 
-/// Creates a container, down to a first process that waits to be started.
+/// Creates a container, down to a first process that waits to be started. It joins the PID namespace given or gets its own.
 ///
 /// # Errors
 ///
 /// Whatever a step says; nothing of the container is left then.
 pub async fn create(
-    agent: &Arc<Agent>,
+    services: &Arc<Services>,
     container: &Arc<Container>,
     request: api::CreateContainerRequest,
+    pid_namespace: Option<PathBuf>,
 ) -> Result<u32> {
-    let endpoints = Endpoints::take(&agent.streams, &request.stdio.unwrap_or_default()).await?;
-    let pid_namespace = agent.pid_namespace(&request)?;
+    let endpoints = Endpoints::take(&services.streams, &request.stdio.unwrap_or_default()).await?;
     {
-        let (agent, container) = (Arc::clone(agent), Arc::clone(container));
+        let (services, container) = (Arc::clone(services), Arc::clone(container));
         let runtime = tokio::runtime::Handle::current();
         blocking(move || {
             let _guard = runtime.enter();
-            build(&agent, &container, &request, pid_namespace, endpoints)
+            build(&services, &container, &request, pid_namespace, endpoints)
         })
         .await?;
     }
@@ -55,7 +55,7 @@ pub async fn create(
 
 /// The blocking part.
 fn build(
-    agent: &Arc<Agent>,
+    services: &Arc<Services>,
     container: &Arc<Container>,
     request: &api::CreateContainerRequest,
     pid_namespace: Option<PathBuf>,
@@ -100,7 +100,7 @@ fn build(
     write_bundle(&bundle, &completed)?;
     container.cgroup.create()?;
     devices::enforce(container.cgroup.path(), &rules)?;
-    agent.oom.add(id);
+    services.oom.add(id);
 
     let process = completed.spec.process().as_ref();
     let uid = process.map_or(0, |process| process.user().uid());
@@ -117,7 +117,7 @@ fn build(
     };
     let console = stdio.terminal.then(|| Console { size: console_size(process), uid });
     let request = Request::Create { id: id.clone(), bundle, console };
-    run(agent, container, &container.init, "", &request, &[], uid, endpoints)
+    run(services, container, &container.init, "", &request, &[], uid, endpoints)
         .map_err(|error| AgentError::Failed(format!("create container {id}: {error}")))
 }
 
@@ -141,7 +141,7 @@ pub(super) enum RunError {
 /// Has the spawner make a process, notes it for the reaper, and connects its streams. `fds` go with the request.
 #[allow(clippy::too_many_arguments, reason = "two callers, and no two of them belong together")]
 pub(super) fn run(
-    agent: &Arc<Agent>,
+    services: &Arc<Services>,
     container: &Arc<Container>,
     process: &Arc<crate::process::Process>,
     exec_id: &str,
@@ -155,13 +155,13 @@ pub(super) fn run(
     let prepared = if terminal { None } else { Some(stdio::prepare(&endpoints, uid)?) };
     let stdio = prepared.iter().flat_map(|(fds, _)| fds.iter().map(AsFd::as_fd));
     let fds: Vec<_> = fds.iter().copied().chain(stdio).collect();
-    let spawned = agent.spawner.spawn(request, &fds, |spawned| {
+    let spawned = services.spawner.spawn(request, &fds, |spawned| {
         process.born(spawned.pid)?;
         if let Some(console) = &spawned.console {
             process.set_console(console.try_clone().attempt(|| "keep a terminal".to_owned())?);
         }
-        let exit = agent.reaper.watch(spawned.pid);
-        watch_exit(agent, container, process, exec_id, exit);
+        let exit = services.reaper.watch(spawned.pid);
+        watch_exit(services, container, process, exec_id, exit);
         Ok(())
     });
     if spawned.is_err() {
@@ -185,17 +185,17 @@ pub(super) fn run(
 
 /// Tells of a process's end once the reaper has seen it.
 fn watch_exit(
-    agent: &Arc<Agent>,
+    services: &Arc<Services>,
     container: &Arc<Container>,
     process: &Arc<crate::process::Process>,
     exec_id: &str,
     exit: tokio::sync::oneshot::Receiver<crate::reaper::Exit>,
 ) {
-    let (agent, container, process) = (Arc::clone(agent), Arc::clone(container), Arc::clone(process));
+    let (services, container, process) = (Arc::clone(services), Arc::clone(container), Arc::clone(process));
     let exec_id = exec_id.to_owned();
     tokio::spawn(async move {
         let Ok(exit) = exit.await else { return };
-        let (oom, ended, first) = (agent.oom.clone(), Arc::clone(&container), exec_id.is_empty());
+        let (oom, ended, first) = (services.oom.clone(), Arc::clone(&container), exec_id.is_empty());
         let oom_killed = blocking(move || {
             let oom_killed = oom.check(&ended.id);
             if first {
@@ -207,7 +207,7 @@ fn watch_exit(
         .await
         .unwrap_or(false);
         process.end(Ended { exit, oom_killed });
-        agent.tell_exit(&container.id, &exec_id, exit);
+        services.tell_exit(&container.id, &exec_id, exit);
     });
 }
 

@@ -10,10 +10,10 @@ use ravelin_proto::agent as api;
 use rustix::fs::{MemfdFlags, memfd_create};
 
 use super::{Container, Exec, create, spec};
-use crate::agent::Agent;
 use crate::error::{AgentError, Attempt, Result};
 use crate::process::{Ended, Phase, Process};
 use crate::reaper::Exit;
+use crate::services::Services;
 use crate::spawner::{Console, Request};
 use crate::stdio::Endpoints;
 use crate::sync::{blocking, lock};
@@ -31,7 +31,7 @@ pub(super) struct Plan {
 /// # Errors
 ///
 /// [`AgentError::WrongState`] unless the container runs, [`AgentError::AlreadyExists`] if the id is taken.
-pub async fn exec(agent: &Arc<Agent>, container: &Container, request: api::ExecRequest) -> Result<()> {
+pub async fn exec(services: &Arc<Services>, container: &Container, request: api::ExecRequest) -> Result<()> {
     let id = request.exec_id;
     super::check_id(&id)?;
     container.check_running()?;
@@ -46,7 +46,7 @@ pub async fn exec(agent: &Arc<Agent>, container: &Container, request: api::ExecR
     if container.execs().contains_key(&id) {
         return Err(AgentError::AlreadyExists(format!("{name} exists")));
     }
-    let endpoints = Endpoints::take(&agent.streams, &stdio).await?;
+    let endpoints = Endpoints::take(&services.streams, &stdio).await?;
     let exec = Exec {
         process: Process::new(name.clone(), Phase::Created),
         plan: Mutex::new(Some(Plan { process, stdio, endpoints })),
@@ -64,19 +64,19 @@ pub async fn exec(agent: &Arc<Agent>, container: &Container, request: api::ExecR
 /// # Errors
 ///
 /// The builder's words; the exec counts as ended with status 255 then.
-pub async fn start_exec(agent: &Arc<Agent>, container: &Arc<Container>, id: &str) -> Result<()> {
+pub async fn start_exec(services: &Arc<Services>, container: &Arc<Container>, id: &str) -> Result<()> {
     let exec = container.exec(id)?;
     exec.process.advance(&[Phase::Created], Phase::Starting)?;
     let plan = lock(&exec.plan).take();
     let started = match plan {
         Some(plan) => {
-            let (agent, container, process) =
-                (Arc::clone(agent), Arc::clone(container), Arc::clone(&exec.process));
+            let (services, container, process) =
+                (Arc::clone(services), Arc::clone(container), Arc::clone(&exec.process));
             let id = id.to_owned();
             let runtime = tokio::runtime::Handle::current();
             blocking(move || {
                 let _guard = runtime.enter();
-                build(&agent, &container, &process, &id, plan)
+                build(&services, &container, &process, &id, plan)
             })
             .await
         }
@@ -93,7 +93,7 @@ pub async fn start_exec(agent: &Arc<Agent>, container: &Arc<Container>, id: &str
 }
 
 fn build(
-    agent: &Arc<Agent>,
+    services: &Arc<Services>,
     container: &Arc<Container>,
     process: &Arc<Process>,
     id: &str,
@@ -117,7 +117,7 @@ fn build(
         console: plan.stdio.terminal.then_some(Console { size, uid }),
     };
     let fds = [pidfd, file.as_fd()];
-    create::run(agent, container, process, id, &request, &fds, uid, plan.endpoints)
+    create::run(services, container, process, id, &request, &fds, uid, plan.endpoints)
         .map_err(|error| AgentError::Failed(format!("start {}: {error}", process.name())))
 }
 

@@ -1,0 +1,60 @@
+//! What the agent does for every container: making processes, carrying their streams, seeing them end, telling the host.
+
+use std::io;
+use std::sync::Arc;
+
+use ravelin_proto::agent as api;
+use tokio::sync::broadcast;
+
+use crate::oom::OomWatch;
+use crate::reaper::{Exit, Reaper};
+use crate::spawner::Spawner;
+use crate::stdio::Registry;
+
+/// Events kept for a listener that lags.
+const EVENT_BACKLOG: usize = 1024;
+
+/// The services.
+#[derive(Debug)]
+pub struct Services {
+    /// Makes processes.
+    pub spawner: Spawner,
+    /// Connections waiting to become standard streams.
+    pub streams: Arc<Registry>,
+    /// Sees processes end.
+    pub reaper: Reaper,
+    /// Sees the OOM killer.
+    pub oom: OomWatch,
+    events: broadcast::Sender<api::Event>,
+}
+
+impl Services {
+    /// Services over a running spawner and reaper. Must be called inside the runtime.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses a notification descriptor.
+    pub fn new(spawner: Spawner, reaper: Reaper) -> io::Result<Self> {
+        let events = broadcast::Sender::new(EVENT_BACKLOG);
+        let oom = OomWatch::start(events.clone())?;
+        Ok(Self { spawner, streams: Arc::default(), reaper, oom, events })
+    }
+
+    /// Events from now on.
+    #[must_use]
+    pub fn events(&self) -> broadcast::Receiver<api::Event> {
+        self.events.subscribe()
+    }
+
+    /// Tells listeners that a process ended.
+    pub fn tell_exit(&self, container: &str, exec: &str, exit: Exit) {
+        let exit = api::ExitEvent {
+            container_id: container.to_owned(),
+            exec_id: exec.to_owned(),
+            exit_status: exit.status,
+            exited_at_unix_nanos: exit.at_unix_nanos,
+        };
+        // Nobody may be listening.
+        let _ = self.events.send(api::Event { kind: Some(api::event::Kind::Exit(exit)) });
+    }
+}
