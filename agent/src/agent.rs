@@ -26,6 +26,9 @@ use crate::{clock, network, paths, sysctl};
 /// The pod's `/dev/shm` unless the host says otherwise, in bytes.
 const DEFAULT_SHM: u64 = 64 << 20;
 
+/// How long the init of the pod's PID namespace may take to be made.
+const PAUSE: Duration = Duration::from_secs(10);
+
 /// The agent.
 #[derive(Debug)]
 pub struct Agent {
@@ -105,7 +108,7 @@ impl Agent {
         if request.shared_pid_namespace {
             self.services
                 .spawner
-                .spawn(&Request::Pause, &[], |spawned| {
+                .spawn(&Request::Pause, &[], PAUSE, |spawned| {
                     self.state().pause = Some(spawned.pid);
                     Ok(())
                 })
@@ -164,12 +167,16 @@ impl Agent {
         Ok(Some(PathBuf::from(format!("/proc/{}/ns/pid", pid.as_raw_nonzero()))))
     }
 
-    /// Creates a container.
+    /// Creates a container; the spawner has `patience` for its part.
     ///
     /// # Errors
     ///
     /// As [`create`]; [`AgentError::AlreadyExists`] if the id is taken.
-    pub async fn create_container(self: &Arc<Self>, request: api::CreateContainerRequest) -> Result<u32> {
+    pub async fn create_container(
+        &self,
+        request: api::CreateContainerRequest,
+        patience: Duration,
+    ) -> Result<u32> {
         let id = request.container_id.clone();
         check_id(&id)?;
         let container = Container::new(&id, request.layers.clone());
@@ -182,7 +189,7 @@ impl Agent {
             state.containers.insert(id.clone(), Arc::clone(&container));
         }
         let created = match self.pid_namespace(&request) {
-            Ok(namespace) => create(&self.services, &container, request, namespace).await,
+            Ok(namespace) => create(&self.services, &container, request, namespace, patience).await,
             Err(error) => Err(error),
         };
         if created.is_err() {

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use ravelin_proto::agent::agent_server::AgentServer;
 use ravelin_proto::{CONTROL_PORT, MAX_MESSAGE_BYTES, STREAM_PORT};
@@ -23,6 +24,9 @@ use crate::{sync, trim};
 
 /// The host's address on the vsock: the only peer the agent talks to.
 const HOST_CID: u32 = 2;
+
+/// Pause after a connection that could not be accepted.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Makes the spawner, then the runtime, and serves the host over vsock; returns only on failure.
 ///
@@ -91,7 +95,11 @@ fn from_host(listener: VsockListener) -> impl Stream<Item = io::Result<VsockStre
             match listener.accept().await {
                 Ok((stream, peer)) if peer.cid() == HOST_CID => return Some((Ok(stream), listener)),
                 Ok(_) => {}
-                Err(error) => return Some((Err(error), listener)),
+                // Too many descriptors, say: that may pass, and must not keep the processor busy until then.
+                Err(error) => {
+                    crate::log!("cannot accept a connection: {error}");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
             }
         }
     })

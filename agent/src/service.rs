@@ -4,6 +4,7 @@ use std::future::Future;
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::StreamExt;
 use oci_spec::runtime::LinuxResources;
@@ -24,6 +25,28 @@ use crate::{clock, dial, paths, volumes};
 pub struct AgentService(pub Arc<Agent>);
 
 type Answer<T> = std::result::Result<Response<T>, Status>;
+
+/// How long a caller waits for the answer, as it says in the call's `grpc-timeout`; a minute if it does not say.
+fn patience<T>(request: &Request<T>) -> Duration {
+    const UNSAID: Duration = Duration::from_secs(60);
+    let said = request.metadata().get("grpc-timeout").and_then(|value| parse_timeout(value.to_str().ok()?));
+    said.unwrap_or(UNSAID)
+}
+
+/// At most eight digits and a unit (gRPC over HTTP/2, "Timeout").
+fn parse_timeout(text: &str) -> Option<Duration> {
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    let number: u64 = digits.parse().ok().filter(|_| digits.len() <= 8)?;
+    Some(match unit {
+        "H" => Duration::from_secs(number * 3600),
+        "M" => Duration::from_secs(number * 60),
+        "S" => Duration::from_secs(number),
+        "m" => Duration::from_millis(number),
+        "u" => Duration::from_micros(number),
+        "n" => Duration::from_nanos(number),
+        _ => return None,
+    })
+}
 
 /// Runs a call to its end even if the host hangs up: nothing may be left half made.
 async fn whole<T: Send + 'static>(work: impl Future<Output = Result<T>> + Send + 'static) -> Answer<T> {
@@ -62,9 +85,9 @@ impl Service for AgentService {
         &self,
         request: Request<api::CreateContainerRequest>,
     ) -> Answer<api::CreateResponse> {
-        let agent = Arc::clone(&self.0);
+        let (agent, patience) = (Arc::clone(&self.0), patience(&request));
         whole(async move {
-            let pid = agent.create_container(request.into_inner()).await?;
+            let pid = agent.create_container(request.into_inner(), patience).await?;
             Ok(api::CreateResponse { pid })
         })
         .await
@@ -82,7 +105,7 @@ impl Service for AgentService {
     }
 
     async fn start(&self, request: Request<api::ProcessRequest>) -> Answer<api::StartResponse> {
-        let agent = Arc::clone(&self.0);
+        let (agent, patience) = (Arc::clone(&self.0), patience(&request));
         whole(async move {
             let request = request.into_inner();
             let container = agent.container(&request.container_id)?;
@@ -90,7 +113,7 @@ impl Service for AgentService {
                 let container = Arc::clone(&container);
                 blocking(move || container.start()).await?;
             } else {
-                container::start_exec(&agent.services, &container, &request.exec_id).await?;
+                container::start_exec(&agent.services, &container, &request.exec_id, patience).await?;
             }
             let pid = container.process(&request.exec_id)?.pid();
             Ok(api::StartResponse { pid: pid.map_or(0, |pid| pid.as_raw_nonzero().get().cast_unsigned()) })
@@ -239,4 +262,19 @@ async fn set_paused(
 ) -> Answer<api::Empty> {
     let container = agent.container(&request.get_ref().container_id)?;
     whole(async move { blocking(move || container.set_paused(paused)).await.map(|()| api::Empty {}) }).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_callers_timeout_is_read_in_every_unit() {
+        for (text, millis) in [("1H", 3_600_000), ("2M", 120_000), ("3S", 3000), ("4m", 4), ("5000u", 5)] {
+            assert_eq!(parse_timeout(text), Some(Duration::from_millis(millis)));
+        }
+        for text in ["", "S", "5", "5x", "-1S", "123456789S", "\u{e9}"] {
+            assert_eq!(parse_timeout(text), None, "{text}");
+        }
+    }
 }

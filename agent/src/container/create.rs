@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use libcontainer::container::{Container as State, ContainerStatus};
 use oci_spec::runtime::{LinuxPersonality, Spec};
@@ -25,6 +26,7 @@ use crate::sync::{blocking, lock};
 use crate::{paths, sysctl};
 
 /// Creates a container, down to a first process that waits to be started. It joins the PID namespace given or gets its own.
+/// `patience` is what the spawner has for its part.
 ///
 /// # Errors
 ///
@@ -34,6 +36,7 @@ pub async fn create(
     container: &Arc<Container>,
     request: api::CreateContainerRequest,
     pid_namespace: Option<PathBuf>,
+    patience: Duration,
 ) -> Result<u32> {
     let endpoints = Endpoints::take(&services.streams, &request.stdio.unwrap_or_default()).await?;
     {
@@ -41,7 +44,7 @@ pub async fn create(
         let runtime = tokio::runtime::Handle::current();
         blocking(move || {
             let _guard = runtime.enter();
-            build(&services, &container, &request, pid_namespace, endpoints)
+            build(&services, &container, &request, pid_namespace, endpoints, patience)
         })
         .await?;
     }
@@ -60,6 +63,7 @@ fn build(
     request: &api::CreateContainerRequest,
     pid_namespace: Option<PathBuf>,
     endpoints: Endpoints,
+    patience: Duration,
 ) -> Result<()> {
     let id = &container.id;
     let stdio = request.stdio.unwrap_or_default();
@@ -117,7 +121,8 @@ fn build(
     };
     let console = stdio.terminal.then(|| Console { size: console_size(process), uid });
     let request = Request::Create { id: id.clone(), bundle, console };
-    run(services, container, &container.init, "", &request, &[], uid, endpoints)
+    let launch = Launch { request, fds: &[], uid, endpoints, patience };
+    run(services, container, &container.init, "", launch)
         .map_err(|error| AgentError::Failed(format!("create container {id}: {error}")))
 }
 
@@ -138,24 +143,35 @@ pub(super) enum RunError {
     Streams(#[from] std::io::Error),
 }
 
-/// Has the spawner make a process, notes it for the reaper, and connects its streams. `fds` go with the request.
-#[allow(clippy::too_many_arguments, reason = "two callers, and no two of them belong together")]
+/// A process to be made.
+pub(super) struct Launch<'a> {
+    /// For the spawner.
+    pub(super) request: Request,
+    /// What the request goes with, before the standard descriptors.
+    pub(super) fds: &'a [BorrowedFd<'a>],
+    /// The process's user.
+    pub(super) uid: u32,
+    /// The host's ends of its streams.
+    pub(super) endpoints: Endpoints,
+    /// How long all may take.
+    pub(super) patience: Duration,
+}
+
+/// Has the spawner make a process, notes it for the reaper, and connects its streams.
 pub(super) fn run(
     services: &Arc<Services>,
     container: &Arc<Container>,
     process: &Arc<crate::process::Process>,
     exec_id: &str,
-    request: &Request,
-    fds: &[BorrowedFd<'_>],
-    uid: u32,
-    endpoints: Endpoints,
+    launch: Launch<'_>,
 ) -> std::result::Result<(), RunError> {
+    let Launch { request, fds, uid, endpoints, patience } = launch;
     let terminal =
         matches!(request, Request::Create { console: Some(_), .. } | Request::Exec { console: Some(_), .. });
     let prepared = if terminal { None } else { Some(stdio::prepare(&endpoints, uid)?) };
     let stdio = prepared.iter().flat_map(|(fds, _)| fds.iter().map(AsFd::as_fd));
     let fds: Vec<_> = fds.iter().copied().chain(stdio).collect();
-    let spawned = services.spawner.spawn(request, &fds, |spawned| {
+    let spawned = services.spawner.spawn(&request, &fds, patience, |spawned| {
         process.born(spawned.pid)?;
         if let Some(console) = &spawned.console {
             process.set_console(console.try_clone().attempt(|| "keep a terminal".to_owned())?);

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{self, Seek, Write};
 use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use oci_spec::runtime::Process as SpecProcess;
 use ravelin_proto::agent as api;
@@ -59,12 +60,17 @@ pub async fn exec(services: &Arc<Services>, container: &Container, request: api:
     Ok(())
 }
 
-/// Makes and starts an exec's process.
+/// Makes and starts an exec's process. `patience` is what the spawner has for that.
 ///
 /// # Errors
 ///
 /// The builder's words; the exec counts as ended with status 255 then.
-pub async fn start_exec(services: &Arc<Services>, container: &Arc<Container>, id: &str) -> Result<()> {
+pub async fn start_exec(
+    services: &Arc<Services>,
+    container: &Arc<Container>,
+    id: &str,
+    patience: Duration,
+) -> Result<()> {
     let exec = container.exec(id)?;
     exec.process.advance(&[Phase::Created], Phase::Starting)?;
     let plan = lock(&exec.plan).take();
@@ -76,7 +82,7 @@ pub async fn start_exec(services: &Arc<Services>, container: &Arc<Container>, id
             let runtime = tokio::runtime::Handle::current();
             blocking(move || {
                 let _guard = runtime.enter();
-                build(&services, &container, &process, &id, plan)
+                build(&services, &container, &process, &id, plan, patience)
             })
             .await
         }
@@ -98,6 +104,7 @@ fn build(
     process: &Arc<Process>,
     id: &str,
     plan: Plan,
+    patience: Duration,
 ) -> Result<()> {
     container.check_running()?;
     container.check_not_paused()?;
@@ -117,7 +124,8 @@ fn build(
         console: plan.stdio.terminal.then_some(Console { size, uid }),
     };
     let fds = [pidfd, file.as_fd()];
-    create::run(services, container, process, id, &request, &fds, uid, plan.endpoints)
+    let launch = create::Launch { request, fds: &fds, uid, endpoints: plan.endpoints, patience };
+    create::run(services, container, process, id, launch)
         .map_err(|error| AgentError::Failed(format!("start {}: {error}", process.name())))
 }
 

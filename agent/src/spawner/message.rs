@@ -78,7 +78,7 @@ pub enum SpawnerError {
     /// The builder failed; its words.
     #[error("{0}")]
     Build(String),
-    /// The builder ended, or said nothing for a minute.
+    /// The builder ended, or did not answer in time.
     #[error("the process that builds containers gave no answer")]
     NoAnswer,
     /// The process was made and could not be taken over.

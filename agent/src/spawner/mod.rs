@@ -20,16 +20,15 @@ mod user;
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
 
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::process::Pid;
 
 use crate::error::AgentError;
 pub use message::{Console, Request, SpawnerError};
 use message::{Reply, receive, send};
-
-/// How long one container or exec may take to be built.
-const BUILD_SECONDS: u64 = 60;
 
 /// The agent's end of the spawner.
 #[derive(Debug)]
@@ -76,7 +75,7 @@ impl Spawner {
         self.pid
     }
 
-    /// Has a request carried out; blocks until it is done. `fds` are what the request goes with, the new process's standard
+    /// Has a request carried out; blocks until it is done, but no longer than for `patience`. `fds` are what the request goes with, the new process's standard
     /// descriptors last.
     ///
     /// `note` is called with the new pid while that process cannot have been handed to the agent yet: whatever
@@ -89,20 +88,21 @@ impl Spawner {
         &self,
         request: &Request,
         fds: &[BorrowedFd<'_>],
+        patience: Duration,
         note: impl FnOnce(&Spawned) -> Result<(), AgentError>,
     ) -> Result<(), SpawnerError> {
         let (ours, theirs) = pair().map_err(SpawnerError::Channel)?;
-        rustix::net::sockopt::set_socket_timeout(
-            &ours,
-            rustix::net::sockopt::Timeout::Recv,
-            Some(std::time::Duration::from_secs(BUILD_SECONDS)),
-        )
-        .map_err(|error| SpawnerError::Channel(error.into()))?;
+        let deadline = Instant::now() + patience;
         send(&ours, request, fds)?;
         send(&self.socket, &(), &[theirs.as_fd()])?;
         drop(theirs);
         let mut console = None;
         loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            // Nought would be no timeout at all.
+            let left = left.max(Duration::from_millis(1));
+            set_socket_timeout(&ours, Timeout::Recv, Some(left))
+                .map_err(|error| SpawnerError::Channel(error.into()))?;
             match receive::<Reply>(&ours)? {
                 (Reply::Console, fds) => console = fds.into_iter().next(),
                 (Reply::Pid(pid), _) => {

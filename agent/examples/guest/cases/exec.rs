@@ -1,6 +1,6 @@
 //! Further processes.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use ravelin_proto::agent as api;
 use serde_json::json;
@@ -224,5 +224,33 @@ pub async fn exec_attributes(client: Client) {
     assert!(refused.message().ends_with("exec: \"true\": executable file not found in $PATH"), "{refused}");
     let (_, out, _) = container.exec("c", &["ps"]).await;
     assert_eq!(out.lines().count(), 3, "{out}");
+    container.end().await;
+}
+
+pub async fn exec_given_up(client: Client) {
+    // Frozen behind the agent's back, the container holds the process at its first step.
+    let mut container = sleeper(&client, "gone").await;
+    let cgroup = ravelin_agent::paths::container_cgroup("gone");
+    let processes = || std::fs::read_to_string(cgroup.join("cgroup.procs")).unwrap().lines().count();
+    std::fs::write(cgroup.join("cgroup.freeze"), "1").unwrap();
+    let streams = Streams::open(false).await;
+    let request = api::ExecRequest {
+        container_id: "gone".into(),
+        exec_id: "e".into(),
+        process: process(&["sleep", "1000"]).to_string().into_bytes().into(),
+        stdio: Some(streams.stdio),
+    };
+    container.client.exec(request).await.unwrap();
+    let mut start = tonic::Request::new(container.name("e"));
+    start.set_timeout(Duration::from_secs(1));
+    container.client.start(start).await.unwrap_err();
+    assert_eq!(container.wait("e").await.exit_status, 255);
+    std::fs::write(cgroup.join("cgroup.freeze"), "0").unwrap();
+    let begin = Instant::now();
+    while processes() > 1 {
+        assert!(begin.elapsed() < Duration::from_secs(10), "the process lives on");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(container.exec("f", &["true"]).await.0, 0);
     container.end().await;
 }
