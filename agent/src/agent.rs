@@ -35,6 +35,8 @@ pub struct Agent {
     /// What containers need of it.
     pub services: Arc<Services>,
     state: Mutex<State>,
+    /// Held while an extent comes or goes: its record tells what is mounted.
+    extent_changes: tokio::sync::Mutex<()>,
 }
 
 #[derive(Debug, Default)]
@@ -50,7 +52,11 @@ impl Agent {
     /// An agent that has no container yet.
     #[must_use]
     pub fn new(services: Services) -> Arc<Self> {
-        Arc::new(Self { services: Arc::new(services), state: Mutex::default() })
+        Arc::new(Self {
+            services: Arc::new(services),
+            state: Mutex::default(),
+            extent_changes: tokio::sync::Mutex::default(),
+        })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -122,27 +128,32 @@ impl Agent {
     ///
     /// # Errors
     ///
-    /// As [`Extents::begin_add`] and [`extents::add`].
+    /// As [`Extents::is_new`] and [`extents::add`].
     pub async fn add_extent(&self, request: api::AddExtentRequest) -> Result<()> {
-        if !self.state().extents.begin_add(&request)? {
+        let _one = self.extent_changes.lock().await;
+        if !self.state().extents.is_new(&request)? {
             return Ok(());
         }
         let copy = request.clone();
-        let added = blocking(move || extents::add(&copy)).await;
-        if added.is_err() {
-            self.state().extents.forget(&request);
-        }
-        added
+        blocking(move || extents::add(&copy)).await?;
+        self.state().extents.insert(&request);
+        Ok(())
     }
 
     /// Removes an extent.
     ///
     /// # Errors
     ///
-    /// As [`Extents::begin_remove`] and [`extents::remove`].
+    /// As [`Extents::take`] and [`extents::remove`]; it stays known then, so that this can be tried again.
     pub async fn remove_extent(&self, request: api::RemoveExtentRequest) -> Result<()> {
-        let key = self.state().extents.begin_remove(&request)?;
-        blocking(move || extents::remove(key)).await
+        let _one = self.extent_changes.lock().await;
+        let taken = self.state().extents.take(&request)?;
+        let key = taken.0;
+        let removed = blocking(move || extents::remove(key)).await;
+        if removed.is_err() {
+            self.state().extents.put_back(taken);
+        }
+        removed
     }
 
     /// The PID namespace a new container joins; `None` for one of its own.

@@ -1,9 +1,7 @@
 //! Extents: ranges of the layers and volumes disks that the machine has mapped files into.
 
 use std::collections::HashMap;
-use std::fs::{self, File};
-use std::io;
-use std::os::fd::AsRawFd;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -11,7 +9,7 @@ use ravelin_proto::agent as api;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
 use crate::error::{AgentError, Attempt, Result};
-use crate::paths;
+use crate::{partition, paths};
 
 /// Names an extent.
 pub type Key = (api::ExtentDisk, u32);
@@ -22,8 +20,9 @@ pub struct Extents {
     known: HashMap<Key, Extent>,
 }
 
+/// An extent that is there.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Extent {
+pub struct Extent {
     offset: u64,
     length: u64,
     filesystem: String,
@@ -31,13 +30,24 @@ struct Extent {
     users: usize,
 }
 
+impl Extent {
+    fn of(request: &api::AddExtentRequest) -> Self {
+        Self {
+            offset: request.offset,
+            length: request.length,
+            filesystem: request.filesystem.clone(),
+            users: 0,
+        }
+    }
+}
+
 impl Extents {
-    /// Notes an extent that is about to be added; false if it is there already.
+    /// Whether an extent is to be added; false if it is there already.
     ///
     /// # Errors
     ///
     /// [`AgentError::Invalid`] for impossible extents, [`AgentError::AlreadyExists`] if the id names another one.
-    pub fn begin_add(&mut self, request: &api::AddExtentRequest) -> Result<bool> {
+    pub fn is_new(&self, request: &api::AddExtentRequest) -> Result<bool> {
         let key = key(request.disk, request.id)?;
         const BLOCK: u64 = 4096;
         if request.length == 0
@@ -46,30 +56,28 @@ impl Extents {
         {
             return Err(AgentError::Invalid(format!("extent {} is not made of whole blocks", request.id)));
         }
-        let extent = Extent {
-            offset: request.offset,
-            length: request.length,
-            filesystem: request.filesystem.clone(),
-            users: 0,
-        };
         match self.known.get(&key) {
-            None => {
-                self.known.insert(key, extent);
-                Ok(true)
-            }
-            Some(known) if Extent { users: 0, ..known.clone() } == extent => Ok(false),
+            None => Ok(true),
+            Some(known) if Extent { users: 0, ..known.clone() } == Extent::of(request) => Ok(false),
             Some(_) => {
                 Err(AgentError::AlreadyExists(format!("extent {} is another one already", request.id)))
             }
         }
     }
 
-    /// Forgets an extent, so that it can be removed.
+    /// Notes an extent that has been added: containers may use it from now on.
+    pub fn insert(&mut self, request: &api::AddExtentRequest) {
+        if let Ok(key) = key(request.disk, request.id) {
+            self.known.insert(key, Extent::of(request));
+        }
+    }
+
+    /// Takes an extent that is about to be removed out of containers' reach.
     ///
     /// # Errors
     ///
     /// [`AgentError::NotFound`], or [`AgentError::WrongState`] while a container uses it.
-    pub fn begin_remove(&mut self, request: &api::RemoveExtentRequest) -> Result<Key> {
+    pub fn take(&mut self, request: &api::RemoveExtentRequest) -> Result<(Key, Extent)> {
         let key = key(request.disk, request.id)?;
         match self.known.get(&key) {
             None => Err(AgentError::NotFound(format!("there is no extent {}", request.id))),
@@ -77,18 +85,17 @@ impl Extents {
                 "extent {} is used by {} containers",
                 request.id, extent.users
             ))),
-            Some(_) => {
+            Some(extent) => {
+                let extent = extent.clone();
                 self.known.remove(&key);
-                Ok(key)
+                Ok((key, extent))
             }
         }
     }
 
-    /// Forgets an extent whose adding failed.
-    pub fn forget(&mut self, request: &api::AddExtentRequest) {
-        if let Ok(key) = key(request.disk, request.id) {
-            self.known.remove(&key);
-        }
+    /// Puts back an extent that could not be removed.
+    pub fn put_back(&mut self, (key, extent): (Key, Extent)) {
+        self.known.insert(key, extent);
     }
 
     /// Counts one more user of each of these layers.
@@ -137,11 +144,11 @@ fn key(disk: i32, id: u32) -> Result<Key> {
 pub fn add(request: &api::AddExtentRequest) -> Result<()> {
     let key = key(request.disk, request.id)?;
     let disk = disk(key.0);
-    partition(disk, ADD, key.1, request.offset, request.length)
+    partition::add(disk, key.1, request.offset, request.length)
         .attempt(|| format!("add extent {} to {disk}", key.1))?;
     let mounted = wait_for_node(&node(key)).and_then(|()| mount_extent(key, &request.filesystem));
     if mounted.is_err() {
-        let _ = partition(disk, DELETE, key.1, 0, 0);
+        let _ = partition::delete(disk, key.1);
     }
     mounted
 }
@@ -159,8 +166,7 @@ pub fn remove(key: Key) -> Result<()> {
         Err(error) => return Err(error).attempt(|| format!("unmount {}", target.display())),
     }
     let _ = fs::remove_dir(&target);
-    partition(disk(key.0), DELETE, key.1, 0, 0)
-        .attempt(|| format!("remove extent {} of {}", key.1, disk(key.0)))
+    partition::delete(disk(key.0), key.1).attempt(|| format!("remove extent {} of {}", key.1, disk(key.0)))
 }
 
 fn mount_extent(key: Key, filesystem: &str) -> Result<()> {
@@ -208,53 +214,6 @@ fn wait_for_node(node: &str) -> Result<()> {
     Ok(())
 }
 
-const ADD: libc::c_int = 1;
-const DELETE: libc::c_int = 2;
-
-/// `struct blkpg_partition` of `linux/blkpg.h`.
-#[repr(C)]
-struct Partition {
-    start: libc::c_longlong,
-    length: libc::c_longlong,
-    number: libc::c_int,
-    device_name: [u8; 64],
-    volume_name: [u8; 64],
-}
-
-/// `struct blkpg_ioctl_arg`.
-#[repr(C)]
-struct Argument {
-    operation: libc::c_int,
-    flags: libc::c_int,
-    length: libc::c_int,
-    data: *mut Partition,
-}
-
-fn partition(disk: &str, operation: libc::c_int, number: u32, start: u64, length: u64) -> io::Result<()> {
-    const BLKPG: libc::c_ulong = 0x1269;
-    let impossible = |_| io::Error::from(io::ErrorKind::InvalidInput);
-    let mut partition = Partition {
-        start: start.try_into().map_err(impossible)?,
-        length: length.try_into().map_err(impossible)?,
-        number: number.try_into().map_err(impossible)?,
-        device_name: [0; 64],
-        volume_name: [0; 64],
-    };
-    let mut argument = Argument {
-        operation,
-        flags: 0,
-        length: size_of::<Partition>().try_into().map_err(impossible)?,
-        data: &raw mut partition,
-    };
-    let disk = File::open(disk)?;
-    // SAFETY: BLKPG takes a blkpg_ioctl_arg whose data is a blkpg_partition; both live through the call.
-    if unsafe { libc::ioctl(disk.as_raw_fd(), BLKPG as _, &raw mut argument) } == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -266,29 +225,34 @@ mod tests {
     #[test]
     fn adding_the_same_extent_twice_is_one_extent() {
         let mut extents = Extents::default();
-        assert!(extents.begin_add(&extent(1, 0)).unwrap());
-        assert!(!extents.begin_add(&extent(1, 0)).unwrap());
-        assert!(matches!(extents.begin_add(&extent(1, 4096)), Err(AgentError::AlreadyExists(_))));
+        assert!(extents.is_new(&extent(1, 0)).unwrap());
+        // Until it is there, nobody can use it.
+        assert!(matches!(extents.take_layers(&[1]), Err(AgentError::NotFound(_))));
+        extents.insert(&extent(1, 0));
+        assert!(!extents.is_new(&extent(1, 0)).unwrap());
+        assert!(matches!(extents.is_new(&extent(1, 4096)), Err(AgentError::AlreadyExists(_))));
     }
 
     #[test]
     fn impossible_extents_are_refused() {
-        let mut extents = Extents::default();
+        let extents = Extents::default();
         for bad in [extent(0, 0), extent(256, 0), extent(1, 100)] {
-            assert!(matches!(extents.begin_add(&bad), Err(AgentError::Invalid(_))));
+            assert!(matches!(extents.is_new(&bad), Err(AgentError::Invalid(_))));
         }
     }
 
     #[test]
     fn an_extent_in_use_stays() {
         let mut extents = Extents::default();
-        extents.begin_add(&extent(1, 0)).unwrap();
+        extents.insert(&extent(1, 0));
         assert!(matches!(extents.take_layers(&[1, 2]), Err(AgentError::NotFound(_))));
         extents.take_layers(&[1]).unwrap();
         let remove = api::RemoveExtentRequest { id: 1, disk: 0 };
-        assert!(matches!(extents.begin_remove(&remove), Err(AgentError::WrongState(_))));
+        assert!(matches!(extents.take(&remove), Err(AgentError::WrongState(_))));
         extents.give_layers(&[1]);
-        extents.begin_remove(&remove).unwrap();
-        assert!(matches!(extents.begin_remove(&remove), Err(AgentError::NotFound(_))));
+        let taken = extents.take(&remove).unwrap();
+        assert!(matches!(extents.take(&remove), Err(AgentError::NotFound(_))));
+        extents.put_back(taken);
+        extents.take_layers(&[1]).unwrap();
     }
 }

@@ -11,6 +11,7 @@ pub mod init;
 pub mod log;
 pub mod network;
 pub mod oom;
+pub mod partition;
 pub mod paths;
 pub mod process;
 pub mod reaper;
