@@ -227,6 +227,20 @@ pub async fn exec_attributes(client: Client) {
     container.end().await;
 }
 
+pub async fn exec_scheduling(client: Client) {
+    let mut old = spec(&["sleep", "1000"]);
+    old["linux"]["personality"] = json!({"domain": "LINUX32"});
+    let mut container = Container::create(&client, "sched", old).await.unwrap();
+    container.start().await;
+    // The 41st number is the policy, of which 3 is SCHED_BATCH.
+    let mut asked = process(&["sh", "-c", "uname -m; cut -d' ' -f41 /proc/self/stat"]);
+    asked["scheduler"] = json!({"policy": "SCHED_BATCH", "nice": 5});
+    asked["ioPriority"] = json!({"class": "IOPRIO_CLASS_BE", "priority": 7});
+    let mut streams = container.exec_with("s", asked, false).await.unwrap();
+    assert_eq!(streams.out().await, "i686\n3\n");
+    container.end().await;
+}
+
 pub async fn exec_given_up(client: Client) {
     // Frozen behind the agent's back, the container holds the process at its first step.
     let mut container = sleeper(&client, "gone").await;

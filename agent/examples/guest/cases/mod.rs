@@ -58,6 +58,7 @@ pub fn run() {
         exec::exec_leaves_nothing,
         exec::exec_own_cgroups,
         exec::exec_attributes,
+        exec::exec_scheduling,
         exec::exec_given_up,
         exec::home,
         isolation::isolation,
