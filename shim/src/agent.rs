@@ -11,7 +11,7 @@ use ravelin_proto::agent::{ProcessRequest, WaitResponse};
 use ravelin_proto::{CONTROL_PORT, MAX_MESSAGE_BYTES};
 use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint, Uri};
-use tonic::{Code, Response, Status};
+use tonic::{Code, Request, Response, Status};
 
 use crate::error::{TaskError, bounded};
 use crate::machine::{Exit, Machine, MachineError};
@@ -125,6 +125,13 @@ impl Agent {
     #[must_use]
     pub fn long_client(&self) -> AgentClient<Channel> {
         self.waits.clone()
+    }
+
+    /// A message with the usual deadline beside it (`grpc-timeout`): for calls whose work the agent gives up by then.
+    pub fn request<T>(&self, message: T) -> Request<T> {
+        let mut request = Request::new(message);
+        request.set_timeout(self.deadline);
+        request
     }
 
     /// Makes a call within the usual deadline: `agent.call("kill a process", client.kill(request))`.

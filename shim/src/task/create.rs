@@ -141,6 +141,7 @@ pub async fn create(
             return Err(called_off(&request.id));
         }
         made.in_guest = true;
+        let message = pod.agent.request(message);
         pod.agent.call("create a container", pod.agent.client().create_container(message)).await?;
         if cancelled.is_cancelled() {
             return Err(called_off(&request.id));

@@ -89,7 +89,8 @@ impl Exec {
                 exec.map_err(TaskError::from)
             };
             let (io, _) = tokio::try_join!(streams, exec)?;
-            agent.call("start a process", agent.client().start(container.process(&self.id))).await?;
+            let start = agent.request(container.process(&self.id));
+            agent.call("start a process", agent.client().start(start)).await?;
             Ok::<Io, TaskError>(io)
         };
         let io = match created.await {
