@@ -1,6 +1,7 @@
 //! What containerd's own integration tests of CRI ask of every runtime, asked here of a containerd that runs as it is.
 
 use std::fs;
+use std::path::Path;
 use std::time::Duration;
 
 use ravelin_tests::{Host, Run, eventually};
@@ -69,12 +70,21 @@ fn sorted(mut ids: [&str; 2]) -> [&str; 2] {
 fn an_image_that_is_imported_is_there_to_be_run_and_can_be_removed() {
     let host = Host::shared();
     let name = "localhost/ravelin/cri-import:latest";
-    let folder = "/var/tmp/cri-import";
-    let make = format!(
-        "mkdir -p {folder}/bin && cp $(command -v busybox) {folder}/bin/sh && tar -C {folder} -cf {folder}/layer.tar bin && crane append -f {folder}/layer.tar -t {name} -o {folder}/image.tar"
-    );
-    Run::new("sh").args(["-c", &make]).ok();
-    Run::ctr().args(["images", "import", &format!("{folder}/image.tar")]).ok();
+    let folder = Path::new("/var/tmp/cri-import");
+    fs::create_dir_all(folder.join("bin")).unwrap();
+    let shell =
+        |script: &str| Run::new("sh").args(["-c", &format!("cd {} && {script}", folder.display())]).ok();
+    shell("cp $(command -v busybox) bin/sh && tar -cf layer.tar bin");
+    let digest = shell("sha256sum layer.tar | cut -d ' ' -f 1");
+    let config = json!({
+        "architecture": "amd64", "os": "linux", "config": {},
+        "rootfs": { "type": "layers", "diff_ids": [format!("sha256:{}", digest.trim())] },
+    });
+    let manifest = json!([{ "Config": "config.json", "RepoTags": [name], "Layers": ["layer.tar"] }]);
+    fs::write(folder.join("config.json"), config.to_string()).unwrap();
+    fs::write(folder.join("manifest.json"), manifest.to_string()).unwrap();
+    shell("tar -cf image.tar manifest.json config.json layer.tar");
+    Run::ctr().arg("images").arg("import").arg(folder.join("image.tar")).ok();
     fs::remove_dir_all(folder).unwrap();
     let images = || {
         let list = Run::crictl().args(["images", "-o", "json"]).json();
@@ -99,7 +109,7 @@ fn a_pod_whose_machine_and_network_namespace_are_gone_is_removed_and_gives_its_a
     let _container = pod.container().idle().start();
     let address =
         pod.addresses().into_iter().find(std::net::IpAddr::is_ipv4).expect("an IPv4 address").to_string();
-    let lease = std::path::Path::new("/var/lib/cni/networks/pods").join(&address);
+    let lease = Path::new("/var/lib/cni/networks/pods").join(&address);
     assert!(lease.exists(), "{}", lease.display());
     let netns = pod.netns();
     // As a node that lost its power: nothing of the pod runs, and /run is empty.
