@@ -93,8 +93,8 @@ fn a_volume_of_the_image_is_writable_where_the_root_is_not_and_made_where_it_is_
     assert_eq!(container.output(), "/missing/deep:\nx\n\n/var/www:\nindex.html\ny\nread-only\n");
     // A device of the node is none of the pod's.
     let device = serde_json::json!([{ "container_path": "/dev/claim", "host_path": "/dev/null", "permissions": "rwm" }]);
-    let refused = pod.container().idle().set("/devices", device).try_create();
-    let refused = refused.expect_err("a device of the node is refused");
+    let with_device = pod.container().idle().set("/devices", device).create();
+    let refused = with_device.try_start().expect_err("a device of the node is refused");
     assert!(
         refused.contains("devices of the node are not supported yet") && refused.contains("/dev/claim"),
         "{refused}"
