@@ -4,10 +4,9 @@ use std::thread;
 
 use ravelin_tests::{Container, Host, Pod, Run, eventually};
 
-/// Eight pods, or as many as `RAVELIN_PODS` says.
 #[test]
 fn many_pods_run_at_once_and_leave_nothing() {
-    let count: usize = std::env::var("RAVELIN_PODS").ok().and_then(|text| text.parse().ok()).unwrap_or(8);
+    let count = if Host::whole() { 20 } else { 6 };
     let host = Host::alone();
     let pods: Vec<Pod<'_>> = thread::scope(|scope| {
         let starts: Vec<_> = (0..count).map(|_| scope.spawn(|| host.pod().start())).collect();

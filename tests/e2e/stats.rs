@@ -9,16 +9,22 @@ fn statistics_move_with_what_the_container_does() {
     let pod = host.pod().start();
     let container = pod.sh("while :; do :; done");
     let idle = pod.container().idle().start();
-    let first = stats(&container.id);
-    assert!(number(&first, "/memory/workingSetBytes/value") > 0, "{first}");
+    // A container is said to have used nothing until its guest has answered for the first time.
+    let first = eventually("the container has memory", || {
+        let now = stats(&container.id);
+        (number(&now, "/memory/workingSetBytes/value") > 0).then_some(now)
+    });
     eventually("the processor time grows", || {
         let now = stats(&container.id);
         (number(&now, "/cpu/usageCoreNanoSeconds/value")
             > number(&first, "/cpu/usageCoreNanoSeconds/value") + 500_000_000)
             .then_some(())
     });
-    let before = stats(&idle.id);
-    idle.exec_sh("head -c 30000000 /dev/urandom > /dev/shm/thirty-megabytes");
+    let before = eventually("the idle container has memory", || {
+        let now = stats(&idle.id);
+        (number(&now, "/memory/usageBytes/value") > 0).then_some(now)
+    });
+    idle.exec_sh("dd if=/dev/zero of=/dev/shm/thirty-megabytes bs=1M count=30");
     eventually("the memory grows", || {
         let now = stats(&idle.id);
         let grown = number(&now, "/memory/usageBytes/value") - number(&before, "/memory/usageBytes/value");

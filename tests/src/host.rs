@@ -142,6 +142,12 @@ impl Host {
         }
     }
 
+    /// Whether this is a run of `make test-all` (`RAVELIN_WHOLE=1`), in which tests take as much as they can; `make test` has an hour.
+    #[must_use]
+    pub fn whole() -> bool {
+        std::env::var("RAVELIN_WHOLE").as_deref() == Ok("1")
+    }
+
     /// Whether the host's clock is its own and may be set. A direct host shares it with the machine that it is on.
     #[must_use]
     pub fn owns_its_clock() -> bool {
