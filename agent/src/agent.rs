@@ -16,7 +16,7 @@ use crate::container::{Container, check_id, create};
 use crate::error::{AgentError, Attempt, Result};
 use crate::extents::{self, Extents};
 use crate::init::mark::{self, Mark};
-use crate::process::Phase;
+use crate::process::{Ended, Phase};
 use crate::reaper::Exit;
 use crate::services::Services;
 use crate::spawner::Request;
@@ -224,6 +224,8 @@ impl Agent {
     /// Takes a container down and forgets it.
     async fn discard(&self, container: &Arc<Container>) {
         self.services.oom.remove(&container.id);
+        // Who waits for the first process of a container that never came to be is told as well.
+        container.init.end(Ended { exit: Exit::now(137), oom_killed: false });
         let copy = Arc::clone(container);
         if let Err(error) = blocking(move || copy.clear()).await {
             crate::log!("cannot clear container {}: {error}", container.id);

@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Arc;
 
 use ravelin_proto::agent as api;
-use tokio::sync::broadcast;
+use tokio::sync::{Semaphore, broadcast};
 
 use crate::oom::OomWatch;
 use crate::reaper::{Exit, Reaper};
@@ -14,11 +14,17 @@ use crate::stdio::Registry;
 /// Events kept for a listener that lags.
 const EVENT_BACKLOG: usize = 1024;
 
+/// Most processes that are made at a time. A maker may hang, in a file system for one, and holds a thread meanwhile: others are
+/// left for what must go on, signals above all.
+const MAKERS: usize = 64;
+
 /// The services.
 #[derive(Debug)]
 pub struct Services {
     /// Makes processes.
     pub spawner: Spawner,
+    /// Leave to make a process.
+    pub makers: Semaphore,
     /// Connections waiting to become standard streams.
     pub streams: Arc<Registry>,
     /// Sees processes end.
@@ -37,7 +43,7 @@ impl Services {
     pub fn new(spawner: Spawner, reaper: Reaper) -> io::Result<Self> {
         let events = broadcast::Sender::new(EVENT_BACKLOG);
         let oom = OomWatch::start(events.clone())?;
-        Ok(Self { spawner, streams: Arc::default(), reaper, oom, events })
+        Ok(Self { spawner, makers: Semaphore::new(MAKERS), streams: Arc::default(), reaper, oom, events })
     }
 
     /// Events from now on.

@@ -38,6 +38,27 @@ impl Container {
         Ok(Self { client, id: id.into(), streams })
     }
 
+    /// Creates it as a caller does who gives up after `patience`.
+    pub async fn create_within(
+        client: &Client,
+        id: &str,
+        spec: Value,
+        patience: std::time::Duration,
+    ) -> Result<Self, Status> {
+        let mut client = client.clone();
+        let streams = Streams::open(false).await;
+        let mut request = tonic::Request::new(api::CreateContainerRequest {
+            container_id: id.into(),
+            spec: spec.to_string().into_bytes().into(),
+            layers: vec![2, 1],
+            stdio: Some(streams.stdio),
+            ..Default::default()
+        });
+        request.set_timeout(patience);
+        client.create_container(request).await?;
+        Ok(Self { client, id: id.into(), streams })
+    }
+
     pub fn name(&self, exec: &str) -> api::ProcessRequest {
         api::ProcessRequest { container_id: self.id.clone(), exec_id: exec.into() }
     }

@@ -40,6 +40,7 @@ pub async fn create(
 ) -> Result<u32> {
     let endpoints = Endpoints::take(&services.streams, &request.stdio.unwrap_or_default()).await?;
     {
+        let _leave = services.makers.acquire().await;
         let (services, container) = (Arc::clone(services), Arc::clone(container));
         let runtime = tokio::runtime::Handle::current();
         blocking(move || {
@@ -118,6 +119,7 @@ fn build(
             .as_ref()
             .and_then(|linux| linux.personality().as_ref())
             .map(LinuxPersonality::domain),
+        defaults: parsed.process().clone().unwrap_or_default(),
     };
     let console = stdio.terminal.then(|| Console { size: console_size(process), uid });
     let request = Request::Create { id: id.clone(), bundle, console };
@@ -190,12 +192,13 @@ pub(super) fn run(
         (Some((fds, ends)), _) => {
             // The process has its own; a pipe ends only when the agent's copies are gone.
             drop(fds);
-            Pumps::over_pipes(endpoints, ends)?
+            Pumps::over_pipes(endpoints, ends).map_err(RunError::from)
         }
-        (None, Some(master)) => Pumps::over_terminal(endpoints, master)?,
-        (None, None) => return Err(SpawnerError::NoAnswer.into()),
+        (None, Some(master)) => Pumps::over_terminal(endpoints, master).map_err(RunError::from),
+        (None, None) => Err(SpawnerError::NoAnswer.into()),
     };
-    process.set_pumps(pumps);
+    // A program that nobody hears must not go on.
+    process.set_pumps(pumps.inspect_err(|_| drop(process.signal(Signal::KILL)))?);
     Ok(())
 }
 

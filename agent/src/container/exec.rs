@@ -41,6 +41,7 @@ pub async fn exec(services: &Arc<Services>, container: &Container, request: api:
         .map_err(|error| AgentError::Invalid(format!("read the process of {name}: {error}")))?;
     let stdio = request.stdio.unwrap_or_default();
     let facts = container.facts();
+    let process = spec::inherit(process, &facts.defaults);
     let score = Some(facts.oom_score_adj);
     let process = spec::complete_process(process, facts.filtered, stdio.terminal, score)
         .map_err(|text| AgentError::Invalid(format!("{name}: {text}")))?;
@@ -76,6 +77,7 @@ pub async fn start_exec(
     let plan = lock(&exec.plan).take();
     let started = match plan {
         Some(plan) => {
+            let _leave = services.makers.acquire().await;
             let (services, container, process) =
                 (Arc::clone(services), Arc::clone(container), Arc::clone(&exec.process));
             let id = id.to_owned();

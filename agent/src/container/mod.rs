@@ -56,6 +56,8 @@ struct Facts {
     /// It has a seccomp filter.
     filtered: bool,
     personality: Option<LinuxPersonalityDomain>,
+    /// What an exec has where it does not say what it is to have.
+    defaults: oci_spec::runtime::Process,
 }
 
 /// A further process of a container.

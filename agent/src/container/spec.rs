@@ -117,6 +117,9 @@ fn rootfs_propagation(node: &Linux) -> Result<Option<String>> {
     }
 }
 
+/// Largest id of a user or group, as runc has it.
+const MAX_ID: u32 = i32::MAX.cast_unsigned();
+
 /// Completes a process: a container's first one, or an exec's with `oom_score_adj` of its container.
 ///
 /// # Errors
@@ -130,6 +133,12 @@ pub fn complete_process(
 ) -> std::result::Result<Process, String> {
     if node.args().as_ref().is_none_or(Vec::is_empty) {
         return Err("the process has no arguments".to_owned());
+    }
+    // setresuid and its kind take the largest number for "leave it as it is", which would be root.
+    let ids = [node.user().uid(), node.user().gid()].into_iter();
+    let mut ids = ids.chain(node.user().additional_gids().iter().flatten().copied());
+    if let Some(id) = ids.find(|id| *id > MAX_ID) {
+        return Err(format!("the user or group {id} does not exist: ids go from 0 to {MAX_ID}"));
     }
     let mut process = Process::default();
     process.set_terminal(Some(terminal)).set_console_size(node.console_size());
@@ -175,6 +184,27 @@ pub fn complete_process(
     }
     process.set_capabilities(Some(capabilities));
     Ok(process)
+}
+
+/// An exec's process, which has from its container's first one what it does not speak of, as with runc.
+#[must_use]
+pub fn inherit(mut process: Process, first: &Process) -> Process {
+    if process.capabilities().is_none() {
+        process.set_capabilities(first.capabilities().clone());
+    }
+    if process.rlimits().as_ref().is_none_or(Vec::is_empty) {
+        process.set_rlimits(first.rlimits().clone());
+    }
+    if process.no_new_privileges().is_none() {
+        process.set_no_new_privileges(first.no_new_privileges());
+    }
+    if process.io_priority().is_none() {
+        process.set_io_priority(*first.io_priority());
+    }
+    if process.scheduler().is_none() {
+        process.set_scheduler(first.scheduler().clone());
+    }
+    process
 }
 
 type Setter = fn(&mut LinuxCapabilities, Option<Capabilities>) -> &mut LinuxCapabilities;

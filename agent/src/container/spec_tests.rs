@@ -180,6 +180,37 @@ fn a_process_that_gains_no_privileges_needs_none_for_its_filter() {
 }
 
 #[test]
+fn ids_that_the_kernel_takes_for_none_are_refused() {
+    for (user, there) in [
+        (json!({ "uid": 2_147_483_647_u32, "gid": 0 }), true),
+        (json!({ "uid": u32::MAX, "gid": 0 }), false),
+        (json!({ "uid": 1, "gid": u32::MAX }), false),
+        (json!({ "uid": 1, "gid": 1, "additionalGids": [5, 2_147_483_648_u32] }), false),
+    ] {
+        let process = serde_json::from_value(json!({ "args": ["a"], "cwd": "/", "user": user })).unwrap();
+        let completed = complete_process(process, false, false, None);
+        assert_eq!(completed.is_ok(), there, "{user}");
+        assert!(completed.err().is_none_or(|text| text.contains("does not exist")));
+    }
+}
+
+#[test]
+fn an_exec_inherits_what_it_does_not_speak_of() {
+    let first = parse(SPEC).process().clone().unwrap();
+    let of = |process: serde_json::Value| inherit(serde_json::from_value(process).unwrap(), &first);
+    let bare = of(json!({ "args": ["a"], "cwd": "/", "user": { "uid": 7, "gid": 7 } }));
+    assert_eq!(bare.capabilities(), first.capabilities());
+    assert_eq!((bare.rlimits(), bare.no_new_privileges()), (first.rlimits(), first.no_new_privileges()));
+    assert_eq!(bare.user().uid(), 7);
+    let own = of(
+        json!({ "args": ["a"], "cwd": "/", "user": { "uid": 0, "gid": 0 }, "capabilities": {}, "noNewPrivileges": true,
+        "rlimits": [{ "type": "RLIMIT_CORE", "soft": 1, "hard": 2 }] }),
+    );
+    assert_ne!(own.capabilities(), first.capabilities());
+    assert_eq!((own.rlimits().as_ref().unwrap().len(), own.no_new_privileges()), (1, Some(true)));
+}
+
+#[test]
 fn a_bind_mount_needs_a_guest_path() {
     assert!(matches!(complete_with(parse(SPEC), &[]), Err(AgentError::Invalid(_))));
     assert!(matches!(complete_with(parse(SPEC), &[(1, "/v"), (2, "/w")]), Err(AgentError::Invalid(_))));

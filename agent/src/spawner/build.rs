@@ -15,7 +15,7 @@ use super::exec;
 use super::executor::GuestExecutor;
 use super::join::Exec;
 use super::keyring;
-use super::message::{Console, Reply, Request, receive, send};
+use super::message::{Console, Reply, Request, failure, receive, send};
 use super::pause;
 use crate::{error, paths};
 
@@ -33,7 +33,7 @@ pub(super) fn run(socket: &OwnedFd) {
             }
         }
         // Nobody may be listening.
-        Err(text) => drop(send(socket, &Reply::Error(text), &[])),
+        Err(text) => drop(send(socket, &failure(text), &[])),
     }
 }
 

@@ -18,7 +18,7 @@ use rustix::thread::{
 };
 
 use super::console;
-use super::message::{Console, Reply, send};
+use super::message::{Console, Reply, failure, send};
 use super::program::{Program, plain};
 use super::scheduling;
 use crate::error::{AgentError, Attempt, Result, chain};
@@ -51,7 +51,7 @@ pub(super) fn run(mut exec: Exec, status: OwnedFd) -> ! {
         Err(error) => error.to_string(),
     };
     // One packet, by `write`: a filter made for the program may refuse `sendmsg`.
-    let packet = serde_json::to_vec(&Reply::Error(text)).unwrap_or_default();
+    let packet = serde_json::to_vec(&failure(text)).unwrap_or_default();
     let _ = rustix::io::write(&status, &packet);
     // SAFETY: the process ends here and now; nothing of the builder's that it has copies of is torn down.
     unsafe { libc::_exit(255) }

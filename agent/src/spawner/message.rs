@@ -17,6 +17,17 @@ use crate::error::AgentError;
 
 /// Largest packet, in bytes.
 const MAX_PACKET: usize = 32 << 10;
+/// Longest error, in bytes: it may hold the name of a program as long as an argument can be.
+const MAX_ERROR: usize = 4 << 10;
+
+/// The answer that something failed; the end of a long text is left out.
+pub(super) fn failure(mut text: String) -> Reply {
+    if text.len() > MAX_ERROR {
+        text.truncate(text.floor_char_boundary(MAX_ERROR));
+        text.push('…');
+    }
+    Reply::Error(text)
+}
 /// Most descriptors in one packet.
 const MAX_FDS: usize = 5;
 
@@ -150,6 +161,14 @@ mod tests {
         let (got, fds) = receive::<Request>(&right).unwrap();
         assert_eq!(got, request);
         assert_eq!(fds.len(), 2);
+    }
+
+    #[test]
+    fn an_error_of_any_length_arrives() {
+        let (left, right) = super::super::pair().unwrap();
+        send(&left, &failure("ä".repeat(100_000)), &[]).unwrap();
+        let (Reply::Error(text), _) = receive::<Reply>(&right).unwrap() else { panic!("no error") };
+        assert!(text.starts_with("ää") && text.ends_with("ä…"), "{}", text.len());
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
+use rustix::fs::{Mode, OFlags, ResolveFlags, open, openat2};
 
 /// Largest file that is looked at, in bytes.
 const MAX_BYTES: u64 = 1 << 20;
@@ -17,7 +17,8 @@ pub fn home(rootfs: &Path, uid: u32) -> String {
 
 /// Reads the file without leaving the root file system or waiting on anything but a plain file.
 fn read(rootfs: &Path) -> Option<String> {
-    let root = File::open(rootfs).ok()?;
+    // The process's user may be allowed to search the directory but not to read it.
+    let root = open(rootfs, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).ok()?;
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
     let file = openat2(&root, "etc/passwd", flags, Mode::empty(), ResolveFlags::IN_ROOT).ok()?;
     let file = File::from(file);

@@ -241,6 +241,32 @@ pub async fn exec_scheduling(client: Client) {
     container.end().await;
 }
 
+/// An exec that says nothing of its capabilities and limits has its container's; a name of any length is answered with an
+/// error that a person can read.
+pub async fn exec_inherits(client: Client) {
+    let mut spec = spec(&["sleep", "1000"]);
+    spec["process"]["capabilities"] =
+        json!({ "bounding": ["CAP_KILL"], "effective": ["CAP_KILL"], "permitted": ["CAP_KILL"] });
+    spec["process"]["rlimits"] = json!([{ "type": "RLIMIT_NOFILE", "soft": 77, "hard": 99 }]);
+    let mut container = Container::create(&client, "heir", spec).await.unwrap();
+    container.start().await;
+    let script = "grep -E 'Cap(Prm|Eff|Bnd)' /proc/self/status | cut -f 2; ulimit -n";
+    let bare = json!({ "args": ["sh", "-c", script], "cwd": "/", "user": { "uid": 0, "gid": 0 }, "env": ["PATH=/bin"] });
+    let mut streams = container.exec_with("e", bare, false).await.unwrap();
+    assert_eq!(streams.out().await, format!("{}77\n", "0000000000000020\n".repeat(3)));
+    let error =
+        container.exec_with("f", process(&["x".repeat(100_000).as_str()]), false).await.err().unwrap();
+    let text = error.message();
+    assert!(text.contains("exec: \"xxx") && text.len() < 8192, "{} bytes: {:.80}", text.len(), text);
+    let error = container
+        .exec_with("g", json!({ "args": ["id"], "cwd": "/", "user": { "uid": u32::MAX, "gid": 0 } }), false)
+        .await
+        .err()
+        .unwrap();
+    assert!(error.message().contains("the user or group 4294967295 does not exist"), "{error}");
+    container.end().await;
+}
+
 pub async fn exec_given_up(client: Client) {
     // Frozen behind the agent's back, the container holds the process at its first step.
     let mut container = sleeper(&client, "gone").await;

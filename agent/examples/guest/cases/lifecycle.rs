@@ -2,6 +2,7 @@
 
 use ravelin_proto::agent as api;
 use serde_json::json;
+use std::time::{Duration, Instant};
 use tokio::io::AsyncReadExt;
 use tonic::Code;
 
@@ -51,6 +52,42 @@ pub async fn errors(client: Client) {
     // Created, never started.
     let mut never = Container::create(&client, "bad", spec(&["true"])).await.unwrap();
     never.delete().await;
+}
+
+/// A creation that its caller gave up leaves nothing, and who waits for its process is told.
+pub async fn create_given_up(client: Client) {
+    // Frozen behind the agent's back, the pod's cgroup holds the process at its first step.
+    let freeze = |text| std::fs::write("/sys/fs/cgroup/pod/cgroup.freeze", text).unwrap();
+    freeze("1");
+    let mut waiting = client.clone();
+    let name = api::ProcessRequest { container_id: "slow".into(), exec_id: String::new() };
+    let creating = tokio::spawn({
+        let client = client.clone();
+        async move {
+            let create =
+                Container::create_within(&client, "slow", spec(&["sleep", "1000"]), Duration::from_secs(1));
+            create.await.err()
+        }
+    });
+    // It is noted at once, long before its second is over.
+    let ended = loop {
+        match waiting.wait(name.clone()).await {
+            Err(status) if status.code() == Code::NotFound && !creating.is_finished() => {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            other => break other.unwrap().into_inner(),
+        }
+    };
+    assert_eq!(ended.exit_status, 137);
+    println!("        {}", creating.await.unwrap().expect("it was given up"));
+    freeze("0");
+    let cgroup = ravelin_agent::paths::container_cgroup("slow");
+    let begin = Instant::now();
+    while cgroup.exists() {
+        assert!(begin.elapsed() < Duration::from_secs(10), "{} is still there", cgroup.display());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(sh(&client, "slow", "echo again").await.1, "again\n");
 }
 
 pub async fn signals(client: Client) {

@@ -60,6 +60,8 @@ pub fn run() {
         exec::exec_attributes,
         exec::exec_scheduling,
         exec::exec_given_up,
+        exec::exec_inherits,
+        lifecycle::create_given_up,
         exec::home,
         isolation::isolation,
         isolation::rootfs,
