@@ -19,7 +19,7 @@ const GIB_IN_MIB: u64 = 1 << 10;
 /// Largest number of vCPUs of a machine.
 const MAX_VCPUS: u64 = 32;
 /// Largest memory of a machine, in MiB.
-const MAX_MEMORY_MIB: u64 = 128 * GIB_IN_MIB;
+pub const MAX_MEMORY_MIB: u64 = 128 * GIB_IN_MIB;
 /// Smallest memory of a machine, in MiB.
 pub const MIN_MEMORY_MIB: u64 = 128;
 
@@ -58,6 +58,8 @@ pub struct SizingConfig {
     pub mode: SizingMode,
     /// MiB added to the pod's memory for the guest's kernel and agent.
     pub overhead_mib: u32,
+    /// MiB of memory that a machine is born with beyond its size, for the pod to be given when it is resized.
+    pub resize_headroom_mib: u32,
     /// In `exact` mode: thousandths of a CPU of a pod that asks for none.
     pub default_cpu_millis: u32,
     /// In `exact` mode: MiB of memory, overhead included, of a pod that asks for none.
@@ -69,6 +71,7 @@ impl Default for SizingConfig {
         Self {
             mode: SizingMode::Fargate,
             overhead_mib: 256,
+            resize_headroom_mib: 0,
             default_cpu_millis: 250,
             default_memory_mib: 512,
         }

@@ -284,6 +284,7 @@ fn boot(shim: &mut Shim, options: &Options) -> Result<()> {
     let config = MachineConfig {
         vcpus: options.vcpus,
         memory_mib: options.memory_mib,
+        balloon_mib: 0,
         mac: [2, 0, 0, 0, 0, 1],
         mtu: 1500,
         tap_queues: options.tap_queues,

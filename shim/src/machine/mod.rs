@@ -294,6 +294,14 @@ impl Machine {
         self.done("resume", Command::Resume, &[], REQUEST_DEADLINE).await
     }
 
+    /// Asks the guest to give up so many MiB of its memory in all; [`Metrics::balloon_mib`] tells how far it is.
+    ///
+    /// # Errors
+    /// As for [`Machine::pause`].
+    pub async fn set_balloon(&self, mib: u32) -> Result<(), MachineError> {
+        self.done("set the balloon", Command::SetBalloon { mib }, &[], REQUEST_DEADLINE).await
+    }
+
     /// The machine's own counters; not to be trusted further than its guest.
     ///
     /// # Errors

@@ -174,7 +174,8 @@ pub(super) async fn machine(
     let taps = attachment.take_taps();
     let shape = MachineConfig {
         vcpus: plan.size.vcpus,
-        memory_mib: plan.size.memory_mib,
+        memory_mib: plan.size.memory_mib.saturating_add(plan.headroom_mib),
+        balloon_mib: plan.headroom_mib,
         mac: attachment.guest.mac,
         mtu: attachment.guest.mtu,
         tap_queues: u8::try_from(taps.len()).unwrap_or(u8::MAX),

@@ -19,6 +19,7 @@ pub use request::Request;
 pub use resize::Asked;
 
 use std::path::PathBuf;
+use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::SystemTime;
 
@@ -112,6 +113,8 @@ pub struct Sandbox {
     booting: Mutex<Option<Booting>>,
     supervisor: Supervisor,
     resources: Mutex<Resources>,
+    /// MiB of memory that the guest has: its size, until its containers are given other limits.
+    memory_mib: AtomicU32,
     /// One start or end at a time, so that their events come in order.
     turn: tokio::sync::Mutex<()>,
 }
@@ -153,6 +156,7 @@ impl Sandbox {
                 async move { boot::agent(&plan, &config, machine, attachment, turn, supervisor).await },
             )
         };
+        let memory_mib = plan.size.memory_mib;
         Ok(Arc::new(Self {
             id: plan.sandbox_id.clone(),
             plan,
@@ -165,6 +169,7 @@ impl Sandbox {
             booting: Mutex::new(Some(booting)),
             supervisor,
             resources: Mutex::new(resources),
+            memory_mib: AtomicU32::new(memory_mib),
             turn: tokio::sync::Mutex::default(),
         }))
     }
@@ -198,24 +203,26 @@ impl Sandbox {
     /// # Errors
     /// When the guest does not come up; the machine is ended then.
     pub async fn start(&self, publisher: &Publisher) -> Result<(), TaskError> {
-        if self.life.phase() != Phase::Created {
-            return Err(TaskError::FailedPrecondition("the sandbox has been started already".to_owned()));
+        match self.life.phase() {
+            Phase::Created => {}
+            Phase::Stopped(_) => return Err(self.ended_early()),
+            Phase::Running | Phase::Paused => {
+                return Err(TaskError::FailedPrecondition("the sandbox has been started already".to_owned()));
+            }
         }
         let Some(booting) = lock(&self.booting).take() else {
             return Err(TaskError::FailedPrecondition("the sandbox is being started already".to_owned()));
         };
         let booted = match booting.await {
             Ok(booted) => booted.map_err(TaskError::failed),
-            Err(_) => Err(TaskError::Failed("the start of the pod's machine was cut short".to_owned())),
+            Err(_) => Err(self.ended_early()),
         };
         match booted {
             Ok(pod) => {
                 let _ = self.pod.set(pod);
                 let _turn = self.turn.lock().await;
                 if !self.life.set(Phase::Running) {
-                    return Err(TaskError::Failed(
-                        "the pod's machine has ended while it was started".to_owned(),
-                    ));
+                    return Err(self.ended_early());
                 }
                 let mut event = TaskStart::new();
                 event.container_id.clone_from(&self.id);
@@ -229,6 +236,21 @@ impl Sandbox {
                 Err(error)
             }
         }
+    }
+
+    /// The error for a pod whose machine did not live until it was started.
+    fn ended_early(&self) -> TaskError {
+        let text = "the pod's machine has ended before the pod was started";
+        match self.machine.exited() {
+            Some(exit) => TaskError::Failed(format!("{text}: {}", machine::MachineError::Ended(exit))),
+            None => TaskError::Failed(text.to_owned()),
+        }
+    }
+
+    /// Whether its machine runs.
+    #[must_use]
+    pub fn is_alive(&self) -> bool {
+        self.life.exit().is_none() && self.machine.exited().is_none()
     }
 
     /// Sends the sandbox a signal: the ones that end a pause container end the machine, others do nothing.

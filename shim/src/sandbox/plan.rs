@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::path::PathBuf;
 
-use ravelin_policy::{MIN_MEMORY_MIB, Size, check_sandbox, size};
+use ravelin_policy::{MAX_MEMORY_MIB, MIN_MEMORY_MIB, Size, check_sandbox, size};
 
 use super::files::PodFiles;
 use super::request::Request;
@@ -31,6 +31,8 @@ pub struct Plan {
     pub sysctls: HashMap<String, String>,
     /// The machine's size.
     pub size: Size,
+    /// MiB of memory beyond it that the guest is given only when the pod is resized.
+    pub headroom_mib: u32,
     /// CPU shares of the pod's cgroup, if it asks for CPU.
     pub cpu_shares: Option<u64>,
     /// The pod asked for the host's IPC objects, and may have the guest's.
@@ -48,6 +50,8 @@ impl Plan {
         let mut plan = Self::judge(request, config)?;
         let cgroup = PodCgroup::open(&plan.cgroups_path).map_err(TaskError::failed)?;
         plan.fit(cgroup.memory_allowed_above(), config)?;
+        let most = u32::try_from(MAX_MEMORY_MIB).unwrap_or(u32::MAX);
+        plan.headroom_mib = plan.headroom_mib.min(most.saturating_sub(plan.size.memory_mib));
         Ok(plan)
     }
 
@@ -79,6 +83,7 @@ impl Plan {
             netns,
             sysctls: request.sysctls,
             size,
+            headroom_mib: config.sizing.resize_headroom_mib,
             cpu_shares: shares,
             host_ipc: view.host_ipc,
             files: None,
@@ -119,19 +124,23 @@ impl Plan {
     #[must_use]
     pub fn limits(&self, config: &Config) -> Limits {
         let (quota, period) = self.size.cpu_max().unzip();
-        let memory_mib = u64::from(self.size.memory_mib) + u64::from(config.vmm.overhead_mib);
         Limits {
             cpu_quota_us: quota.and_then(|quota| i64::try_from(quota).ok()),
             cpu_period_us: period.unwrap_or(100_000),
             cpu_shares: self.cpu_shares,
-            memory_bytes: Some(memory_mib << 20),
+            memory_bytes: Some(machine_bytes(self.size.memory_mib, config)),
             pids: None,
         }
     }
 }
 
+/// Bytes of memory that a machine may use whose guest has so many MiB.
+pub(super) fn machine_bytes(guest_mib: u32, config: &Config) -> u64 {
+    (u64::from(guest_mib) + u64::from(config.vmm.overhead_mib)) << 20
+}
+
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use ravelin_policy::SandboxResources;
     use serde_json::json;
@@ -150,6 +159,11 @@ mod tests {
     fn own_namespaces() -> serde_json::Value {
         json!([{ "type": "pid" }, { "type": "ipc" }, { "type": "uts" }, { "type": "mount" },
                { "type": "network", "path": "/var/run/netns/cni-1" }])
+    }
+
+    /// Some pod's.
+    pub fn plan(config: &Config) -> Plan {
+        Plan::judge(sandbox(json!({}), own_namespaces()), config).unwrap()
     }
 
     #[test]

@@ -2,14 +2,27 @@
 //!
 //! A machine has what it was born with. Within its vCPUs the node's limit on its CPU time follows the containers' limits
 //! upwards; what the machine has not is refused, or Kubernetes would report a resize that never came to be.
+//!
+//! Memory that the guest is not to have is in its balloon: the headroom from birth on, and what the kubelet is about to
+//! take away from a pod whose limits it lowers, which otherwise would be killed for the page cache that its guest keeps.
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use oci_spec::runtime::LinuxResources;
-use ravelin_policy::Size;
+use ravelin_policy::{MIN_MEMORY_MIB, Size};
+use tokio::time::Instant;
 
-use super::Sandbox;
-use crate::cgroup::Limits;
+use super::plan::machine_bytes;
+use super::supervisor::deadline;
+use super::{Plan, Sandbox};
+use crate::cgroup::{Limits, PodCgroup};
+use crate::config::Config;
 use crate::error::TaskError;
 use crate::sync::lock;
+
+/// Pause between two looks at how far the guest is with its balloon.
+const LOOK_PAUSE: Duration = Duration::from_millis(20);
 
 /// CFS period in microseconds, as Kubernetes has it.
 const PERIOD_US: u64 = 100_000;
@@ -21,20 +34,27 @@ pub struct Asked {
     pub cpu_millis: u64,
     /// Bytes of memory.
     pub memory_bytes: u64,
+    /// Some of them have no limit on memory.
+    pub unbounded: bool,
 }
 
 impl Asked {
-    /// By an OCI spec's `linux.resources`.
+    /// What it becomes by an OCI spec's `linux.resources`, in which what is not there stays as it is.
     #[must_use]
-    pub fn of(resources: &LinuxResources) -> Self {
+    pub fn changed_by(self, resources: &LinuxResources) -> Self {
+        let mut now = self;
         let cpu = resources.cpu().as_ref();
-        let quota = cpu.and_then(|cpu| u64::try_from(cpu.quota()?).ok()).unwrap_or_default();
-        let period = cpu.and_then(oci_spec::runtime::LinuxCpu::period).filter(|period| *period > 0);
-        let memory = resources.memory().as_ref().and_then(oci_spec::runtime::LinuxMemory::limit);
-        Self {
-            cpu_millis: quota.saturating_mul(1000) / period.unwrap_or(PERIOD_US),
-            memory_bytes: memory.and_then(|bytes| u64::try_from(bytes).ok()).unwrap_or_default(),
+        if let Some(quota) = cpu.and_then(oci_spec::runtime::LinuxCpu::quota) {
+            let period = cpu.and_then(oci_spec::runtime::LinuxCpu::period).filter(|period| *period > 0);
+            let quota = u64::try_from(quota).unwrap_or_default();
+            now.cpu_millis = quota.saturating_mul(1000) / period.unwrap_or(PERIOD_US);
         }
+        let memory = resources.memory().as_ref().and_then(oci_spec::runtime::LinuxMemory::limit);
+        if let Some(bytes) = memory {
+            now.memory_bytes = u64::try_from(bytes).unwrap_or_default();
+        }
+        now.unbounded = now.memory_bytes == 0;
+        now
     }
 
     /// Both together.
@@ -43,13 +63,31 @@ impl Asked {
         Self {
             cpu_millis: self.cpu_millis.saturating_add(other.cpu_millis),
             memory_bytes: self.memory_bytes.saturating_add(other.memory_bytes),
+            unbounded: self.unbounded || other.unbounded,
         }
     }
 }
 
-/// Whether a machine of this size can give a container `to`, which has `from`, beside what the `others` have. Less is always
-/// given.
-fn check(size: Size, overhead_mib: u32, from: Asked, to: Asked, others: Asked) -> Result<(), String> {
+/// MiB of memory that the guest of a pod is to have whose containers may use `asked` together.
+///
+/// What the kubelet limits has no more than its containers and the guest's kernel need; another pod has its size at least.
+fn guest_memory(plan: &Plan, overhead_mib: u32, limited: bool, asked: Asked) -> u32 {
+    let (size, born) = (plan.size.memory_mib, plan.size.memory_mib.saturating_add(plan.headroom_mib));
+    let needed = asked.memory_bytes.div_ceil(1 << 20).saturating_add(u64::from(overhead_mib));
+    let needed = u32::try_from(needed.max(MIN_MEMORY_MIB)).unwrap_or(u32::MAX);
+    if limited && !asked.unbounded { needed.min(born) } else { needed.clamp(size, born) }
+}
+
+/// Whether a machine of this size and with so much memory can give a container `to`, which has `from`, beside what the
+/// `others` have. Less is always given.
+fn check(
+    size: Size,
+    memory_mib: u32,
+    overhead_mib: u32,
+    from: Asked,
+    to: Asked,
+    others: Asked,
+) -> Result<(), String> {
     let sum = others.plus(to);
     let cpus = u64::from(size.vcpus) * 1000;
     if to.cpu_millis > from.cpu_millis && sum.cpu_millis > cpus {
@@ -61,11 +99,11 @@ fn check(size: Size, overhead_mib: u32, from: Asked, to: Asked, others: Asked) -
             to.cpu_millis
         ));
     }
-    let memory = u64::from(size.memory_mib.saturating_sub(overhead_mib)) << 20;
+    let memory = u64::from(memory_mib.saturating_sub(overhead_mib)) << 20;
     if to.memory_bytes > from.memory_bytes && sum.memory_bytes > memory {
         return Err(format!(
             "the pod's machine has {} MiB of memory, of which {overhead_mib} MiB are its kernel's and other containers have {} MiB: this one can have {} MiB, not {}; a pod that is to have more must be made anew",
-            size.memory_mib,
+            memory_mib,
             others.memory_bytes >> 20,
             memory.saturating_sub(others.memory_bytes) >> 20,
             to.memory_bytes >> 20
@@ -86,7 +124,78 @@ impl Sandbox {
         to: Asked,
         others: Asked,
     ) -> Result<(), TaskError> {
-        check(self.plan.size, overhead_mib, from, to, others).map_err(TaskError::Failed)
+        let memory_mib = self.born_mib();
+        check(self.plan.size, memory_mib, overhead_mib, from, to, others).map_err(TaskError::Failed)
+    }
+
+    fn born_mib(&self) -> u32 {
+        self.plan.size.memory_mib.saturating_add(self.plan.headroom_mib)
+    }
+
+    /// Whether nothing has changed its memory yet.
+    #[must_use]
+    pub fn has_the_memory_of_its_birth(&self) -> bool {
+        self.memory_mib.load(Ordering::Acquire) == self.plan.size.memory_mib
+    }
+
+    fn cgroup(&self) -> Result<PodCgroup, TaskError> {
+        let ended = || TaskError::FailedPrecondition("the pod's machine has ended".to_owned());
+        lock(&self.resources).cgroup.clone().ok_or_else(ended)
+    }
+
+    /// Lets the guest have as much memory as its containers may use now. One call at a time.
+    ///
+    /// # Errors
+    /// When the guest cannot give up what it is to lose: it has then what it had.
+    pub async fn give_memory(&self, asked: Asked, config: &Config) -> Result<(), TaskError> {
+        let cgroup = self.cgroup()?;
+        let limited = cgroup.memory_allowed_above().is_some();
+        let wanted = guest_memory(&self.plan, config.sizing.overhead_mib, limited, asked);
+        let had = self.memory_mib.load(Ordering::Acquire);
+        if wanted == had {
+            return Ok(());
+        }
+        if wanted > had {
+            let limits = Limits {
+                cpu_period_us: PERIOD_US,
+                memory_bytes: Some(machine_bytes(wanted, config)),
+                ..Limits::default()
+            };
+            cgroup.set(&limits).map_err(TaskError::failed)?;
+        }
+        let balloon = self.born_mib().saturating_sub(wanted);
+        self.machine.set_balloon(balloon).await.map_err(TaskError::failed)?;
+        if let Err(held) = self.balloon_holds(balloon).await?
+            && wanted < had
+        {
+            let _ = self.machine.set_balloon(self.born_mib().saturating_sub(had)).await;
+            let left = self.born_mib().saturating_sub(held);
+            return Err(TaskError::Failed(format!(
+                "the pod's guest is to live in {wanted} MiB of memory and uses {left}, of which {} MiB are its kernel's: stop programs or empty memory-backed volumes, then try again",
+                config.sizing.overhead_mib
+            )));
+        }
+        self.memory_mib.store(wanted, Ordering::Release);
+        Ok(())
+    }
+
+    /// Waits until the guest's balloon holds so much; else, in the inner error, what it holds.
+    async fn balloon_holds(&self, mib: u32) -> Result<Result<(), u32>, TaskError> {
+        let began = Instant::now();
+        let mut last = (u32::MAX, began);
+        loop {
+            let held = self.machine.metrics().await.map_err(TaskError::failed)?.balloon_mib;
+            if held == mib {
+                return Ok(Ok(()));
+            }
+            if held != last.0 {
+                last = (held, Instant::now());
+            }
+            if last.1.elapsed() > deadline::BALLOON_STALL || began.elapsed() > deadline::BALLOON {
+                return Ok(Err(held));
+            }
+            tokio::time::sleep(LOOK_PAUSE).await;
+        }
     }
 
     /// Lets the machine use as much CPU time as its containers may now, and never less than it was born with.
@@ -104,35 +213,59 @@ impl Sandbox {
             cpu_period_us: PERIOD_US,
             ..Limits::default()
         };
-        match lock(&self.resources).cgroup.as_ref() {
-            Some(cgroup) => cgroup.set(&limits).map_err(TaskError::failed),
-            None => Err(TaskError::FailedPrecondition("the pod's machine has ended".to_owned())),
-        }
+        self.cgroup()?.set(&limits).map_err(TaskError::failed)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::plan;
     use super::*;
     use serde_json::json;
 
     fn asked(cpu_millis: u64, memory_mib: u64) -> Asked {
-        Asked { cpu_millis, memory_bytes: memory_mib << 20 }
+        Asked { cpu_millis, memory_bytes: memory_mib << 20, unbounded: false }
     }
 
     #[test]
     fn what_a_container_asks_for_is_read_from_its_spec() {
-        let of = |resources: serde_json::Value| Asked::of(&serde_json::from_value(resources).unwrap());
+        let changed =
+            |had: Asked, by: serde_json::Value| had.changed_by(&serde_json::from_value(by).unwrap());
+        let of = |resources| changed(Asked::default(), resources);
         let resources = json!({ "cpu": { "quota": 25000, "period": 50000 }, "memory": { "limit": 1048576 } });
         assert_eq!(of(resources), asked(500, 1));
-        assert_eq!(of(json!({ "cpu": { "quota": -1 }, "memory": { "limit": -1 } })), Asked::default());
-        assert_eq!(of(json!({})), Asked::default());
+        let unbounded = Asked { unbounded: true, ..Asked::default() };
+        assert_eq!(of(json!({ "cpu": { "quota": -1 }, "memory": { "limit": -1 } })), unbounded);
+        assert_eq!(of(json!({})), unbounded);
+        // What an update does not speak of stays.
+        assert_eq!(changed(asked(500, 1), json!({ "cpu": { "quota": 20000 } })), asked(200, 1));
+        assert_eq!(changed(asked(500, 1), json!({ "memory": { "limit": 2097152 } })), asked(500, 2));
+    }
+
+    #[test]
+    fn a_guest_has_what_its_containers_may_use_as_far_as_it_was_born_with_it() {
+        let config = Config::default();
+        let mut plan = plan::tests::plan(&config);
+        plan.size = Size { vcpus: 1, cpu_millis: 1000, memory_mib: 1024 };
+        plan.headroom_mib = 512;
+        let memory = |limited, asked| guest_memory(&plan, 256, limited, asked);
+        // In a pod that the kubelet limits, down to what a guest needs at least.
+        for (mib, guest_mib) in [(100, 356), (768, 1024), (1000, 1256), (9000, 1536)] {
+            assert_eq!(memory(true, asked(0, mib)), guest_mib);
+        }
+        assert_eq!(guest_memory(&plan, 0, true, asked(0, 1)), 128);
+        // In another never below its size; nor where a container has no limit.
+        let unbounded = Asked { unbounded: true, ..asked(0, 100) };
+        for (limited, asked) in [(false, asked(0, 100)), (true, unbounded), (false, unbounded)] {
+            assert_eq!(memory(limited, asked), 1024);
+        }
+        assert_eq!(memory(false, asked(0, 1000)), 1256);
     }
 
     #[test]
     fn a_machine_gives_what_it_has_and_says_what_that_is() {
         let size = Size { vcpus: 2, cpu_millis: 1500, memory_mib: 1024 };
-        let check = |from, to, others| check(size, 256, from, to, others);
+        let check = |from, to, others| check(size, 1024, 256, from, to, others);
         check(asked(500, 256), asked(1500, 512), asked(500, 256)).unwrap();
         let error = check(asked(500, 256), asked(1600, 256), asked(500, 256)).unwrap_err();
         assert!(error.contains("can have 1500 millis, not 1600"), "{error}");

@@ -37,8 +37,17 @@ pub mod deadline {
     pub const COUNTERS: Duration = Duration::from_millis(800);
     /// A guest's silence until it is reported.
     pub const SILENCE: Duration = Duration::from_secs(10);
+    /// A creation that was given up: for the guest to come to its end with it, which it does by its own deadline soon after
+    /// ours.
+    pub const GIVEN_UP: Duration = Duration::from_secs(60);
+    /// Pause between the looks at whether it has.
+    pub const GIVEN_UP_PAUSE: Duration = Duration::from_millis(500);
     /// A node that goes down: for the pod's containers to end after SIGTERM.
     pub const NODE_DOWN: Duration = Duration::from_secs(10);
+    /// A guest that is to give memory up, or to take it back: without any coming or going, and in all.
+    pub const BALLOON_STALL: Duration = Duration::from_secs(5);
+    /// See [`BALLOON_STALL`].
+    pub const BALLOON: Duration = Duration::from_secs(60);
     /// What is being made and is to go: containerd waits five seconds for that.
     pub const UNDO: Duration = Duration::from_secs(4);
 }

@@ -55,6 +55,7 @@ async fn silent_pod() -> Pod {
         cgroups_path: "/nowhere".into(),
         sysctls: HashMap::new(),
         size: Size { vcpus: 1, memory_mib: 512, cpu_millis: 1000 },
+        headroom_mib: 0,
         cpu_shares: None,
         host_ipc: false,
         files: None,

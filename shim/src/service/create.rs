@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::making::Making;
 use super::{Service, Slot};
-use crate::error::TaskError;
+use crate::error::{TaskError, chain};
 use crate::rootfs::RootfsMount;
 use crate::sandbox::plan::Plan;
 use crate::sandbox::{self, Api, Sandbox};
@@ -134,6 +134,10 @@ impl Service {
                 self.publisher.publish(&event);
                 container.watch(&sandbox, &self.publisher);
                 self.tasks().containers.insert(id, Slot::Ready(container));
+                // A pod that was given less memory when it had fewer containers.
+                if let Err(error) = self.fit_memory(&sandbox).await {
+                    tracing::warn!("the pod's guest does not get its memory back: {}", chain(&error));
+                }
                 Ok(pid)
             }
             Err(error) => {

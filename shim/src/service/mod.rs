@@ -270,24 +270,46 @@ impl Service {
         Ok(exit)
     }
 
-    /// Gives a container other limits, and its machine the CPU time for them.
+    /// Gives a container other limits, and its machine the memory and the CPU time for them.
     async fn update(&self, container: &Arc<Container>, resources: Vec<u8>) -> Result<(), TaskError> {
         let parsed: LinuxResources = serde_json::from_slice(&resources).map_err(|error| {
             TaskError::InvalidArgument(format!("the new limits of the container {}: {error}", container.id))
         })?;
         let _turn = self.resizing.lock().await;
-        let others = {
-            let tasks = self.tasks();
-            let others = tasks.containers.values().filter_map(|slot| match slot {
-                Slot::Ready(other) if other.id != container.id => Some(other.asked()),
-                _ => None,
-            });
-            others.fold(Asked::default(), Asked::plus)
-        };
-        let (sandbox, asked) = (self.sandbox()?, Asked::of(&parsed));
-        sandbox.can_give(self.config.sizing.overhead_mib, container.asked(), asked, others)?;
+        let others = self.asked_by_all_but(&container.id);
+        let (sandbox, had) = (self.sandbox()?, container.asked());
+        let asked = had.changed_by(&parsed);
+        sandbox.can_give(self.config.sizing.overhead_mib, had, asked, others)?;
+        let all = others.plus(asked);
+        // The guest has the memory before its containers may use it, and gives it up when they no longer may.
+        let more = asked.unbounded || asked.memory_bytes > had.memory_bytes;
+        if more {
+            sandbox.give_memory(all, &self.config).await?;
+        }
         container.update(resources, asked).await?;
-        sandbox.give_cpu_time(others.plus(asked))
+        if !more {
+            sandbox.give_memory(all, &self.config).await?;
+        }
+        sandbox.give_cpu_time(all)
+    }
+
+    /// Gives a guest that was given other memory than it was born with what its containers may use by now.
+    async fn fit_memory(&self, sandbox: &Sandbox) -> Result<(), TaskError> {
+        let _turn = self.resizing.lock().await;
+        if sandbox.has_the_memory_of_its_birth() {
+            return Ok(());
+        }
+        sandbox.give_memory(self.asked_by_all_but(""), &self.config).await
+    }
+
+    /// What the containers that have not ended may use together.
+    fn asked_by_all_but(&self, id: &str) -> Asked {
+        let tasks = self.tasks();
+        let others = tasks.containers.values().filter_map(|slot| match slot {
+            Slot::Ready(other) if other.id != id => Some(other.asked()),
+            _ => None,
+        });
+        others.fold(Asked::default(), Asked::plus)
     }
 
     fn exec(&self, id: &str, exec: Exec) -> Result<(), TaskError> {

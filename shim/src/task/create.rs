@@ -100,8 +100,12 @@ pub async fn create(
     if let Some(files) = &pod.files {
         files.mount(&mut spec);
     }
-    let asked = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref()).map(Asked::of);
-    let asked = asked.unwrap_or_default();
+    let asked = spec
+        .linux()
+        .as_ref()
+        .and_then(|linux| linux.resources().as_ref())
+        .map(|resources| Asked::default().changed_by(resources));
+    let asked = asked.unwrap_or(Asked { unbounded: true, ..Asked::default() });
     let fifos = Fifos::open(&request.paths).map_err(TaskError::failed)?;
     let ids = fifos.ids(&pod.next_stream);
     let (pid_namespace, pid_target) =

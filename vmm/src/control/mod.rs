@@ -65,6 +65,12 @@ pub enum Command {
     Pause,
     /// Lets a paused machine go on.
     Resume,
+    /// Asks the guest to give up so many MiB of its memory in all, by the balloon; fewer than before gives it some back.
+    /// Answered at once: [`Metrics::balloon_mib`] tells how far the guest is.
+    SetBalloon {
+        /// How many; the guest keeps at least 64 MiB.
+        mib: u32,
+    },
     /// Asks for [`Metrics`].
     Metrics,
     /// Ends the machine at once, as if power were cut.
@@ -78,6 +84,9 @@ pub struct MachineConfig {
     pub vcpus: u8,
     /// Guest memory in MiB, 64 to 131072.
     pub memory_mib: u32,
+    /// MiB of it that the guest is to give up when it boots, as by [`Command::SetBalloon`].
+    #[serde(default)]
+    pub balloon_mib: u32,
     /// The guest network device's MAC address.
     pub mac: [u8; 6],
     /// The MTU told to the guest.
@@ -154,6 +163,9 @@ pub struct Metrics {
     pub agent_ready_us: u64,
     /// Bytes of guest memory that are resident.
     pub guest_resident_bytes: u64,
+    /// MiB that the guest says it has given up by the balloon.
+    #[serde(default)]
+    pub balloon_mib: u32,
     /// What the guest's drivers did against the rules, by device; empty for a correct guest.
     #[serde(default)]
     pub guest_errors: std::collections::BTreeMap<String, u64>,

@@ -33,6 +33,8 @@ pub(super) struct Devices {
     pub layers: Extents,
     pub volumes: Extents,
     pub vsock: Arc<Mailbox<vsock::Command>>,
+    /// The balloon's registers, through which it is steered.
+    pub balloon: Arc<MmioDevice>,
 }
 
 /// Makes all devices of a machine whose processors pass `gate`.
@@ -63,8 +65,9 @@ pub(super) fn make(
         let window = thread.add(device, memory, &completed).map_err(device_error(name))?;
         let (address, irq) = place(windows.len()).ok_or(MachineError::NoLine(name))?;
         wire(vm, &window, address, irq)?;
-        windows.push(Arc::new(window));
-        Ok::<_, MachineError>(())
+        let window = Arc::new(window);
+        windows.push(Arc::clone(&window));
+        Ok::<_, MachineError>(window)
     };
     let block = |name, storage| Block::new(name, storage).map(Box::new).map_err(device_error(name));
     // The order is part of the machine: it decides on names, addresses and interrupt lines in the guest.
@@ -74,7 +77,7 @@ pub(super) fn make(
     add(&mut network, Box::new(net))?;
     add(&mut others, Box::new(Vsock::new(Arc::clone(&vsock), answer)))?;
     add(&mut others, Box::<Rng>::default())?;
-    add(&mut others, Box::<Balloon>::default())?;
+    let balloon = add(&mut others, Box::new(Balloon::new(config.balloon_mib)))?;
 
     let start = |thread: DeviceThread| {
         let notices = Arc::clone(notices);
@@ -82,7 +85,7 @@ pub(super) fn make(
         thread.start(failed).map_err(MachineError::Thread)
     };
     let threads = [disks, network, others].into_iter().map(start).collect::<Result<_, _>>()?;
-    Ok(Devices { windows, threads, layers, volumes, vsock })
+    Ok(Devices { windows, threads, layers, volumes, vsock, balloon })
 }
 
 /// Address and interrupt line of the device at a position on the bus.

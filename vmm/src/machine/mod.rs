@@ -29,6 +29,7 @@ use kvm_ioctls::{VcpuFd, VmFd};
 
 use crate::control::{ExtentDisk, MachineConfig};
 use crate::event::{EventFd, Mailbox};
+use crate::virtio::balloon;
 use crate::virtio::block::extents::{ExtentError, Extents};
 use crate::virtio::mmio::MmioDevice;
 use crate::virtio::thread::Handle;
@@ -81,6 +82,8 @@ pub struct Built {
     layers: Extents,
     volumes: Extents,
     vsock: Arc<Mailbox<vsock::Command>>,
+    balloon: Arc<MmioDevice>,
+    memory_mib: u32,
     notices: Arc<Mailbox<Notice>>,
 }
 
@@ -114,7 +117,7 @@ impl Built {
 
         let gate = Arc::new(Gate::default());
         let files = (resources.scratch, resources.taps);
-        let Devices { windows, threads, layers, volumes, vsock } =
+        let Devices { windows, threads, layers, volumes, vsock, balloon } =
             devices::make(&vm, &memory, config, files, &gate, notices)?;
         let console = match resources.console.take() {
             Some(pipe) => Some(Arc::new(make_console(&vm, pipe)?)),
@@ -134,7 +137,20 @@ impl Built {
         let report = Box::new(move |event| reports.send(Notice::Vcpu(event)));
         let shared = Arc::new(Shared::new(Bus::new(windows, console.clone()), gate, report));
         let notices = Arc::clone(notices);
-        Ok(Self { vcpus, shared, _vm: vm, memory, console, threads, layers, volumes, vsock, notices })
+        Ok(Self {
+            vcpus,
+            shared,
+            _vm: vm,
+            memory,
+            console,
+            threads,
+            layers,
+            volumes,
+            vsock,
+            balloon,
+            memory_mib: config.memory_mib,
+            notices,
+        })
     }
 
     /// Lets the processors run, the first from the kernel's entry point on.
@@ -188,6 +204,24 @@ impl Machine {
     /// Leaves a message for the socket device.
     pub fn vsock(&self, command: vsock::Command) {
         self.built.vsock.send(command);
+    }
+
+    /// Asks the guest to give up so much of its memory in all.
+    ///
+    /// # Errors
+    /// When that would leave it too little.
+    pub fn set_balloon(&self, mib: u32) -> Result<(), MachineError> {
+        if !resources::leaves_enough(self.built.memory_mib, mib) {
+            return Err(MachineError::Config("the balloon must leave the guest 64 MiB"));
+        }
+        balloon::ask(&self.built.balloon, mib);
+        Ok(())
+    }
+
+    /// What the guest says it has given up.
+    #[must_use]
+    pub fn balloon_mib(&self) -> u32 {
+        balloon::given(&self.built.balloon)
     }
 
     /// Asks for [`Notice::Drained`].

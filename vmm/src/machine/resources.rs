@@ -38,12 +38,19 @@ impl Resources {
     }
 }
 
+/// Whether a guest lives in what a balloon leaves of its memory.
+pub(super) fn leaves_enough(memory_mib: u32, balloon_mib: u32) -> bool {
+    memory_mib.checked_sub(balloon_mib).is_some_and(|left| left >= 64)
+}
+
 /// Checks a configuration.
 pub(super) fn check(config: &MachineConfig) -> Result<(), MachineError> {
     let problem = if !(1..=32).contains(&config.vcpus) {
         "there can be 1 to 32 virtual CPUs"
     } else if !(64..=131_072).contains(&config.memory_mib) {
         "memory can be 64 to 131072 MiB"
+    } else if !leaves_enough(config.memory_mib, config.balloon_mib) {
+        "the balloon must leave the guest 64 MiB"
     } else if !(1..=32).contains(&config.tap_queues) {
         "there can be 1 to 32 tap queues"
     } else if config.mtu < 68 {

@@ -4,6 +4,7 @@ fn config() -> MachineConfig {
     MachineConfig {
         vcpus: 1,
         memory_mib: 64,
+        balloon_mib: 0,
         mac: [2, 0, 0, 0, 0, 1],
         mtu: 1500,
         tap_queues: 1,
@@ -14,12 +15,13 @@ fn config() -> MachineConfig {
 
 #[test]
 fn impossible_machines_are_refused() {
-    let bad: [fn(&mut MachineConfig); 9] = [
+    let bad: [fn(&mut MachineConfig); 10] = [
         |config| config.vcpus = 0,
         |config| config.vcpus = 33,
         |config| config.memory_mib = 63,
         |config| config.memory_mib = 131_073,
         |config| config.memory_mib = 0,
+        |config| config.balloon_mib = 1,
         |config| config.tap_queues = 0,
         |config| config.tap_queues = 33,
         |config| config.mtu = 0,

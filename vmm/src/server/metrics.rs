@@ -43,6 +43,7 @@ impl Facts {
             kernel_entry_us: self.kernel_entry_us,
             agent_ready_us: self.agent_ready_us,
             guest_resident_bytes: resident.saturating_sub(self.resident_before),
+            balloon_mib: machine.balloon_mib(),
             guest_errors: machine
                 .devices()
                 .iter()

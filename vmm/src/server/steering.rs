@@ -247,6 +247,7 @@ impl<'a> Server<'a> {
                 let next = self.pausing.resume();
                 self.go_on_pausing(next);
             }
+            Command::SetBalloon { mib } => self.machine.set_balloon(mib).map_err(|error| describe(&error))?,
             Command::Metrics => return Ok(Some(Answer::Metrics(self.facts.metrics(&self.machine)))),
             Command::Stop => self.end(ExitReason::Stopped),
         }

@@ -44,6 +44,11 @@ impl Interrupt {
         self.raise(STATUS_QUEUE);
     }
 
+    /// Says that the configuration has changed.
+    pub fn config_changed(&self) {
+        self.raise(STATUS_CONFIG);
+    }
+
     /// Says that the device has stopped and waits for a reset.
     pub fn needs_reset(&self) {
         self.needs_reset.store(true, Ordering::SeqCst);

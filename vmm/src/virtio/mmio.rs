@@ -60,6 +60,17 @@ impl MmioDevice {
         &self.notifications
     }
 
+    /// A number of 32 bits in the configuration space; 0 beyond its end.
+    #[must_use]
+    pub fn config(&self, offset: usize) -> u32 {
+        self.transport.lock().unwrap_or_else(PoisonError::into_inner).config(offset)
+    }
+
+    /// Changes a number of 32 bits in the configuration space, of which the driver is told.
+    pub fn set_config(&self, offset: usize, value: u32) {
+        self.transport.lock().unwrap_or_else(PoisonError::into_inner).set_config(offset, value);
+    }
+
     /// A processor reads from the window.
     pub fn read(&self, offset: u64, data: &mut [u8]) {
         // Read in every interrupt: not worth a lock.

@@ -34,7 +34,7 @@ pub const F_VERSION_1: u64 = 1 << 32;
 /// First token of a device's queues; a device's own descriptors use the tokens below.
 pub const QUEUE_TOKENS: u32 = 0xffff_0000;
 
-/// What the guest can read about a device. It never changes.
+/// What the guest can read about a device. Only its configuration space may change, through its registers.
 #[derive(Debug, Clone, Default)]
 pub struct Description {
     /// The device's name in logs and metrics.

@@ -72,6 +72,8 @@ pub struct Transport {
     queue_sel: u32,
     queues: Vec<Queue>,
     resetting: Option<Arc<Reset>>,
+    /// Counts what the host changed in the configuration space, so that drivers know that they read it in one state.
+    config_generation: u32,
 }
 
 impl std::fmt::Debug for Transport {
@@ -103,9 +105,29 @@ impl Transport {
             queue_sel: 0,
             queues: Vec::new(),
             resetting: None,
+            config_generation: 0,
         };
         transport.queues = transport.fresh_queues();
         transport
+    }
+
+    /// A number of 32 bits in the configuration space; 0 beyond its end.
+    #[must_use]
+    pub fn config(&self, offset: usize) -> u32 {
+        let bytes = self.device.config.get(offset..).and_then(<[u8]>::first_chunk);
+        bytes.map_or(0, |bytes| u32::from_le_bytes(*bytes))
+    }
+
+    /// Changes a number of 32 bits in the configuration space (virtio 1.3 §2.5) and tells the driver, if there is one.
+    pub fn set_config(&mut self, offset: usize, value: u32) {
+        let Some(bytes) = self.device.config.get_mut(offset..).and_then(<[u8]>::first_chunk_mut) else {
+            return;
+        };
+        *bytes = value.to_le_bytes();
+        self.config_generation = self.config_generation.wrapping_add(1);
+        if self.status & DRIVER_OK != 0 {
+            self.interrupt.config_changed();
+        }
     }
 
     /// A read from the window. Registers are 32 bits wide; other widths read as zeros.
@@ -140,7 +162,7 @@ impl Transport {
             STATUS => self.status | if self.interrupt.is_reset_needed() { NEEDS_RESET } else { 0 },
             // There is no shared memory: its length and base are all ones.
             SHM_FIRST..=SHM_LAST => u32::MAX,
-            CONFIG_GENERATION => 0,
+            CONFIG_GENERATION => self.config_generation,
             _ => 0,
         }
     }

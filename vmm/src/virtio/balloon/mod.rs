@@ -1,10 +1,12 @@
 //! The memory balloon (virtio 1.3 §5.5): the guest reports memory that it does not use, and the host takes it back.
 //!
 //! With free page reporting the guest does so by itself all the time; memory that it touches again comes back,
-//! zeroed, with the next page fault. Nobody asks it to inflate the balloon, but if it does, those pages go too.
+//! zeroed, with the next page fault. A guest that is to have less memory than it was born with is asked to inflate the
+//! balloon ([`ask`]). It may not take pages back when it runs short of them: what it was asked for is the node's again.
 
 use vm_memory::GuestAddress;
 
+use super::mmio::MmioDevice;
 use super::queue::{Budget, Chain, Malformed, QueueSpec, Verdict, Virtqueue};
 use super::{Description, Device};
 use crate::machine::memory::{self, GuestMemory};
@@ -14,8 +16,6 @@ const INFLATE: usize = 0;
 const DEFLATE: usize = 1;
 const REPORTING: usize = 2;
 
-/// `VIRTIO_BALLOON_F_DEFLATE_ON_OOM`: a guest short of memory may take pages back without asking.
-const F_DEFLATE_ON_OOM: u64 = 1 << 2;
 /// `VIRTIO_BALLOON_F_PAGE_REPORTING`.
 const F_PAGE_REPORTING: u64 = 1 << 5;
 
@@ -29,14 +29,38 @@ const MAX_REPORT_BYTES: usize = 1 << 30;
 /// Requests before others get their turn; each may take the host a while.
 const BUDGET: u16 = 8;
 
-/// `num_pages` (wanted: none) and `actual` (told by the guest, believed by nobody).
+/// `num_pages`, which the guest is asked to give up, and `actual`, which it says it has: 32-bit numbers of pages.
 const CONFIG_BYTES: usize = 8;
+const NUM_PAGES: usize = 0;
 const ACTUAL: std::ops::Range<usize> = 4..8;
+
+/// Pages of 4 KiB.
+const PAGES_PER_MIB: u32 = 256;
 
 /// The balloon device.
 #[derive(Debug, Default)]
 pub struct Balloon {
+    wanted_pages: u32,
     queues: Vec<Option<Virtqueue>>,
+}
+
+impl Balloon {
+    /// A balloon that a guest is to fill with so much memory when it boots.
+    #[must_use]
+    pub fn new(mib: u32) -> Self {
+        Self { wanted_pages: mib.saturating_mul(PAGES_PER_MIB), queues: Vec::new() }
+    }
+}
+
+/// Asks the guest to have so much memory in the balloon behind these registers.
+pub fn ask(registers: &MmioDevice, mib: u32) {
+    registers.set_config(NUM_PAGES, mib.saturating_mul(PAGES_PER_MIB));
+}
+
+/// How many whole MiB the guest says are in the balloon. Nobody but the guest is harmed by a lie.
+#[must_use]
+pub fn given(registers: &MmioDevice) -> u32 {
+    registers.config(ACTUAL.start) / PAGES_PER_MIB
 }
 
 /// Gives the pages back whose numbers the chain holds, neighbours together.
@@ -76,12 +100,14 @@ impl Device for Balloon {
             signal_every: 128,
             malformed: Malformed::GiveBack,
         };
+        let mut config = self.wanted_pages.to_le_bytes().to_vec();
+        config.resize(CONFIG_BYTES, 0);
         Description {
             name: "balloon",
             id: ID,
-            features: F_DEFLATE_ON_OOM | F_PAGE_REPORTING,
+            features: F_PAGE_REPORTING,
             queues: vec![queue(MAX_PFNS * 4), queue(MAX_PFNS * 4), queue(MAX_REPORT_BYTES)],
-            config: vec![0; CONFIG_BYTES],
+            config,
             writable_config: ACTUAL,
         }
     }

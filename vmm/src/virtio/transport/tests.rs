@@ -296,6 +296,24 @@ fn the_driver_may_write_one_field_of_the_configuration_until_a_reset() {
 }
 
 #[test]
+fn a_driver_is_told_when_the_host_changes_the_configuration() {
+    let mut bench = Bench::new();
+    // Nobody drives the device yet: what it is read from is what it says by then.
+    bench.transport.set_config(0, 7);
+    assert_eq!((bench.get(INTERRUPT_STATUS), bench.get(CONFIG)), (0, 7));
+    let before = bench.get(CONFIG_GENERATION);
+    bench.negotiate();
+    bench.start();
+    bench.transport.set_config(0, 0x0102_0304);
+    assert_eq!((bench.get(INTERRUPT_STATUS), bench.get(CONFIG)), (2, 0x0102_0304));
+    assert_ne!(bench.get(CONFIG_GENERATION), before);
+    // Beyond the end there is nothing.
+    bench.transport.set_config(2, u32::MAX);
+    bench.transport.set_config(usize::MAX, u32::MAX);
+    assert_eq!((bench.get(CONFIG), bench.transport.config(2)), (0x0102_0304, 0));
+}
+
+#[test]
 fn interrupts_are_acknowledged_bit_by_bit() {
     let mut bench = Bench::new();
     bench.interrupt.queue_used();
