@@ -19,6 +19,7 @@ use containerd_shim_protos::sandbox_async::Sandbox as SandboxService;
 use prost::Message;
 use protobuf::MessageField;
 use protobuf::well_known_types::any::Any;
+use ravelin_policy::{PodIdentity, PushedKind, VolumeKind, classify};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 use ttrpc::r#async::TtrpcContext;
@@ -82,6 +83,7 @@ impl Service {
                 )));
             }
         };
+        self.check_bundle(&id, &directory)?;
         let plan = || {
             let request = sandbox::Request::from_cri(&id, &request.netns_path, &config);
             let mut plan = Plan::new(request, &self.config)?;
@@ -93,13 +95,32 @@ impl Service {
         Ok(())
     }
 
+    /// Whether what is put into the bundle will be known again when containers mount it.
+    fn check_bundle(&self, id: &str, directory: &Path) -> Result<(), TaskError> {
+        let pod = PodIdentity { sandbox_id: id, pod_uid: "", host_ipc: false };
+        let hosts = directory.join("hosts");
+        match classify(&hosts.to_string_lossy(), pod, &self.config.roots) {
+            VolumeKind::Pushed { kind: PushedKind::EtcHosts, .. } => Ok(()),
+            _ => Err(TaskError::InvalidArgument(format!(
+                "the bundle {} of the sandbox {id} is not where containerd is said to keep such: name its state directory in [roots] containerd of Ravelin's configuration, which has {:?}",
+                directory.display(),
+                self.config.roots.containerd
+            ))),
+        }
+    }
+
     /// Ends the sandbox whatever its state, and with it the shim.
     async fn shutdown_sandbox(&self, id: &str) -> Result<(), TaskError> {
         self.call_off(id).await?;
-        if let Ok(sandbox) = self.sandbox_of_api(id) {
-            sandbox.stop();
-            sandbox.life().ended().await;
-            self.delete_sandbox(&sandbox).await?;
+        match self.sandbox_of_api(id) {
+            Ok(sandbox) => {
+                sandbox.stop();
+                sandbox.life().ended().await;
+                self.delete_sandbox(&sandbox).await?;
+            }
+            // Another's; only a shim without any has nothing more to do.
+            Err(error) if !matches!(self.tasks().sandbox, Slot::Empty) => return Err(error),
+            Err(_) => {}
         }
         self.ended.notify_one();
         Ok(())
@@ -141,7 +162,7 @@ fn info(sandbox: &Sandbox) -> String {
         Phase::Paused => "paused",
         Phase::Stopped(_) => "stopped",
     };
-    let pid = if sandbox.life().exit().is_some() { 0 } else { sandbox.pid() };
+    let pid = if sandbox.is_alive() { sandbox.pid() } else { 0 };
     json!({ "pid": pid, "processStatus": status }).to_string()
 }
 
@@ -242,12 +263,14 @@ impl SandboxService for Handler {
         response.created_at = MessageField::some(timestamp(sandbox.created_at));
         response.state = NOT_READY.to_owned();
         match sandbox.life().phase() {
-            Phase::Running | Phase::Paused => {
+            // A machine that died is no longer ready, although its remains are still being removed.
+            Phase::Running | Phase::Paused if sandbox.is_alive() => {
                 response.state = READY.to_owned();
                 response.pid = sandbox.pid();
             }
             Phase::Stopped(exit) => response.exited_at = MessageField::some(timestamp(exit.at)),
-            Phase::Created => response.pid = sandbox.pid(),
+            Phase::Created if sandbox.is_alive() => response.pid = sandbox.pid(),
+            Phase::Created | Phase::Running | Phase::Paused => {}
         }
         if request.verbose {
             response.info.insert("info".to_owned(), info(&sandbox));

@@ -2,6 +2,8 @@
 
 use ravelin_proto::agent::{KillRequest, ProcessRequest};
 
+use tokio::time::Instant;
+
 use super::finished;
 use crate::agent::{Agent, AgentError};
 use crate::error::{TaskError, chain};
@@ -62,11 +64,25 @@ pub(crate) async fn kill(
 pub(super) async fn remove_from_guest(pod: &Pod, id: &str, exec_id: &str) {
     let agent: &Agent = &pod.agent;
     let request = ProcessRequest { container_id: id.to_owned(), exec_id: exec_id.to_owned() };
-    // All would be all of the container, which goes on when an exec fails.
-    match kill(pod, id, exec_id, KILL, exec_id.is_empty()).await {
-        Err(TaskError::NotFound(_)) => return,
-        Err(error) => tracing::debug!(container = id, "cannot kill what was not made: {error}"),
-        Ok(()) => {}
+    let began = Instant::now();
+    loop {
+        // All would be all of the container, which goes on when an exec fails.
+        match kill(pod, id, exec_id, KILL, exec_id.is_empty()).await {
+            Ok(()) => break,
+            Err(TaskError::NotFound(_)) => return,
+            // It is still being made, and there is nothing to be killed yet; or it was noted and will never be started.
+            Err(TaskError::FailedPrecondition(_)) if began.elapsed() < deadline::GIVEN_UP => {
+                let mut client = agent.client();
+                if agent.call("delete a process", client.delete(request.clone())).await.is_ok() {
+                    return;
+                }
+                tokio::time::sleep(deadline::GIVEN_UP_PAUSE).await;
+            }
+            Err(error) => {
+                tracing::debug!(container = id, "cannot kill what was not made: {error}");
+                break;
+            }
+        }
     }
     pod.supervisor.see_to_the_end_of(agent, agent.wait(id, exec_id)).await;
     if let Err(error) = agent.call("delete a process", agent.client().delete(request)).await
