@@ -5,7 +5,7 @@ use ravelin_tests::Host;
 #[test]
 fn a_client_attaches_detaches_and_attaches_again() {
     let host = Host::shared();
-    let pod = host.pod().start();
+    let pod = host.common_pod();
     let script = "while read line; do echo \"got $line\"; echo \"err $line\" >&2; done";
     let container = pod.container().sh(script).set("/stdin", true).start();
 

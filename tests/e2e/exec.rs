@@ -10,7 +10,7 @@ use crate::assert_says;
 #[test]
 fn an_exec_gives_its_output_and_exit_code() {
     let host = Host::shared();
-    let pod = host.pod().start();
+    let pod = host.common_pod();
     let container = pod.container().image(images::USER).idle().env("COLOUR", "blue").start();
 
     let done = container.exec(&["sh", "-c", "echo out; echo err >&2"]);
@@ -38,7 +38,7 @@ fn an_exec_gives_its_output_and_exit_code() {
 #[test]
 fn an_exec_that_takes_too_long_is_killed() {
     let host = Host::shared();
-    let pod = host.pod().start();
+    let pod = host.common_pod();
     let container = pod.container().idle().start();
     let started = Instant::now();
     let done = Run::crictl().args(["exec", "--sync", "--timeout", "3", &container.id, "sleep", "4321"]).run();
@@ -52,7 +52,7 @@ fn an_exec_that_takes_too_long_is_killed() {
 #[test]
 fn fifty_execs_at_once_each_get_their_own_output() {
     let host = Host::shared();
-    let pod = host.pod().start();
+    let pod = host.common_pod();
     let container = pod.container().idle().start();
     thread::scope(|scope| {
         let execs: Vec<_> = (0..50)
@@ -76,7 +76,7 @@ fn fifty_execs_at_once_each_get_their_own_output() {
 #[test]
 fn an_exec_ends_with_its_container() {
     let host = Host::shared();
-    let pod = host.pod().start();
+    let pod = host.common_pod();
     let container = pod.container().idle().start();
     let mut exec = container.exec_session(&["sh", "-c", "echo ready; exec sleep 1000"]);
     exec.hear("ready");

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use ravelin_tests::{Containerd, Host, Run, images};
+use ravelin_tests::{Host, Run, images};
 use serde_json::json;
 
 use crate::report;

@@ -9,7 +9,7 @@ use crate::assert_says;
 #[test]
 fn a_container_ends_with_its_programs_exit_code() {
     let host = Host::shared();
-    let pod = host.pod().start();
+    let pod = host.common_pod();
     let cases = [("exit 0", 0, "Completed"), ("exit 7", 7, "Error"), ("exit 255", 255, "Error")];
     let containers: Vec<_> = cases.iter().map(|(script, ..)| pod.sh(script)).collect();
     for (container, (script, code, reason)) in containers.iter().zip(cases) {
@@ -21,7 +21,7 @@ fn a_container_ends_with_its_programs_exit_code() {
 #[test]
 fn a_container_ended_by_a_signal_reports_128_plus_the_signal() {
     let host = Host::shared();
-    let pod = host.pod().start();
+    let pod = host.common_pod();
     let killed = pod.container().idle().start();
     // No handler is installed for SIGUSR1, but a container's first process is deaf to what it does not handle.
     Run::ctr().args(["tasks", "kill", "--signal", "SIGUSR1", &killed.id]).ok();
@@ -38,7 +38,7 @@ fn a_container_ended_by_a_signal_reports_128_plus_the_signal() {
 #[test]
 fn a_program_that_cannot_be_run_is_named_in_the_error() {
     let host = Host::shared();
-    let pod = host.pod().start();
+    let pod = host.common_pod();
     for program in ["/no/such/program", "/etc/passwd"] {
         let container = pod.container().command(&[program]).create();
         let error = container.try_start().expect_err("there is nothing to run");
@@ -52,7 +52,7 @@ fn a_program_that_cannot_be_run_is_named_in_the_error() {
 #[test]
 fn a_stopped_container_gets_sigterm_and_after_its_grace_sigkill() {
     let host = Host::shared();
-    let pod = host.pod().start();
+    let pod = host.common_pod();
     let polite = pod.sh("trap 'echo bye; exit 3' TERM; echo ready; while :; do sleep 1000 & wait; done");
     let stubborn = pod.sh("trap '' TERM; echo ready; while :; do sleep 1; done");
     polite.says("ready");
@@ -71,7 +71,7 @@ fn a_stopped_container_gets_sigterm_and_after_its_grace_sigkill() {
 #[test]
 fn a_container_is_restarted_in_the_living_pod() {
     let host = Host::shared();
-    let pod = host.pod().start();
+    let pod = host.common_pod();
     let script = "ls /marker 2>/dev/null; touch /marker; echo ran; exit 1";
     let named = |attempt: u32| {
         let spec = pod.container().sh(script).set("/metadata/name", "main").set("/metadata/attempt", attempt);
@@ -91,7 +91,7 @@ fn a_container_is_restarted_in_the_living_pod() {
 #[test]
 fn containers_are_removed_in_every_state() {
     let host = Host::shared();
-    let pod = host.pod().start();
+    let pod = host.common_pod();
     let created = pod.container().idle().create();
     assert_eq!(created.state(), "CONTAINER_CREATED");
     created.remove();
@@ -124,7 +124,7 @@ fn a_stopped_pod_ends_its_containers_and_can_be_stopped_again() {
 #[test]
 fn a_paused_container_stands_still_until_it_is_resumed() {
     let host = Host::shared();
-    let pod = host.pod().start();
+    let pod = host.common_pod();
     let ticking = pod.sh("i=0; while :; do i=$((i + 1)); echo tick $i; sleep 0.1; done");
     ticking.says("tick 3\n");
     let listed = Run::ctr().args(["tasks", "ps", &ticking.id]).ok();

@@ -55,7 +55,7 @@ fn environment_folder_user_groups_and_hostname_are_as_asked() {
 #[test]
 fn a_read_only_root_refuses_writes_and_a_writable_one_takes_them() {
     let host = Host::shared();
-    let pod = host.pod().start();
+    let pod = host.common_pod();
     let readonly = pod.container().security("readonly_rootfs", true);
     let readonly = readonly.sh(
         "touch /file || echo refused; echo x > /dev/shm/file && echo shm; echo x > /dev/null && echo null",
@@ -72,7 +72,7 @@ fn a_read_only_root_refuses_writes_and_a_writable_one_takes_them() {
 #[test]
 fn resource_limits_of_the_specification_hold() {
     let host = Host::shared();
-    let pod = host.pod().start();
+    let pod = host.common_pod();
     let container = pod.container().idle().start();
     // CRI has no field for them: they come from containerd's own specification, where it has any.
     let specified = container.inspect()["info"]["runtimeSpec"]["process"]["rlimits"].as_array().cloned();
@@ -123,7 +123,7 @@ fn sysctls_of_the_pod_are_set_and_the_rest_is_the_nodes() {
 #[test]
 fn real_programs_of_a_distribution_run() {
     let host = Host::shared();
-    let pod = host.pod().start();
+    let pod = host.common_pod();
     let container = pod.container().image(images::DEBIAN).command(&[
         "/bin/bash",
         "-c",

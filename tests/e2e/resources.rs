@@ -5,11 +5,12 @@ use std::fs;
 use std::path::Path;
 
 use crate::report;
+use crate::start_failures::Away;
 
 #[test]
 fn a_container_killed_for_memory_is_reported_as_oom_killed() {
     let host = Host::shared();
-    let pod = host.pod().start();
+    let pod = host.common_pod();
     let bystander = pod.container().idle().start();
     let hungry = pod
         .container()
@@ -24,7 +25,7 @@ fn a_container_killed_for_memory_is_reported_as_oom_killed() {
 #[test]
 fn a_container_stays_within_its_processor_limit_and_can_be_given_another() {
     let host = Host::shared();
-    let pod = host.pod().start();
+    let pod = host.common_pod();
     let container = pod
         .container()
         .idle()
@@ -89,7 +90,7 @@ fn a_container_is_given_more_as_far_as_its_machine_has_it() {
 #[test]
 fn a_pod_that_forks_and_allocates_wildly_harms_only_itself() {
     let Some(host) = Host::shared_with_ravelin() else { return };
-    let pod = host.pod().without_size().start();
+    let pod = host.pod().sized(1000, 128).allowed(448).start();
     let bystander = pod.container().idle().start();
     // No limit of its own: the machine's memory is the limit, and the agent must survive what happens at it.
     let hungry = pod.sh("for i in $(seq 1 100); do sleep 1000 & done; exec tail /dev/zero");
@@ -152,6 +153,43 @@ fn a_pod_lives_in_the_memory_that_the_kubelet_sets_apart_for_it() {
     let refused =
         host.pod().sized(1000, 128).allowed(128).try_start().expect_err("128 MiB cannot hold a machine");
     assert!(refused.contains("the node allows the pod 128 MiB") && refused.contains("overhead"), "{refused}");
+}
+
+#[test]
+fn a_guest_has_the_memory_that_its_pods_containers_may_use() {
+    let Some(host) = Host::alone_with_ravelin() else { return };
+    // 512 MiB of limits and 320 MiB of the RuntimeClass's overhead, and 256 MiB to be given later.
+    let pod = {
+        let file = "/etc/ravelin/ravelin.toml";
+        let old = fs::read_to_string(file).expect("the host has a configuration");
+        let _away = Away::take(file);
+        fs::write(file, format!("{old}\n[sizing]\nresize_headroom_mib = 256\n")).unwrap();
+        host.pod().sized(1000, 512).allowed(832).start()
+    };
+    let container = pod.container().idle().set("/linux/resources/memory_limit_in_bytes", 512 << 20).start();
+    let update =
+        |mib: u64| Run::crictl().args(["update", &format!("--memory={}", mib << 20), &container.id]).run();
+    let assert_memory = |mib: u64| {
+        let kib: u64 = container.exec_sh("awk '/^MemTotal/ { print $2 }' /proc/meminfo").parse().unwrap();
+        // The guest's kernel keeps a little for itself.
+        assert!((mib * 88 / 100..=mib).contains(&(kib / 1024)), "{kib} KiB in a guest of {mib} MiB");
+    };
+    assert_memory(768);
+    pod.allow(1088);
+    let given = update(768);
+    assert_eq!(given.code, 0, "{}", given.stderr);
+    assert_memory(1024);
+    let refused = update(800);
+    assert!(refused.code != 0 && refused.stderr.contains("can have 768 MiB, not 800"), "{}", refused.stderr);
+    // The guest keeps what was written in its page cache, and gives it up when its pod is to have less: the node can then
+    // take the memory away, and the pod lives on.
+    container.exec_sh("dd if=/dev/zero of=/written bs=1M count=500 2> /dev/null");
+    let taken = update(128);
+    assert_eq!(taken.code, 0, "{}", taken.stderr);
+    assert_memory(384);
+    pod.allow(448);
+    assert_eq!(container.exec_sh("md5sum < /written"), "d8b61b2c0025919d5321461045c8226f  -");
+    assert_eq!(pod.state(), "SANDBOX_READY");
 }
 
 #[track_caller]

@@ -15,7 +15,7 @@ const STATUS: &str =
 #[test]
 fn capabilities_are_the_default_ones_and_those_asked_for() {
     let host = Host::shared();
-    let pod = host.pod().start();
+    let pod = host.common_pod();
     let default = pod.sh(STATUS);
     let none =
         pod.container().sh(STATUS).security("capabilities", json!({ "drop_capabilities": ["ALL"] })).start();
@@ -38,7 +38,7 @@ fn capabilities_are_the_default_ones_and_those_asked_for() {
 #[test]
 fn a_setuid_program_gains_nothing_under_no_new_privileges() {
     let host = Host::shared();
-    let pod = host.pod().start();
+    let pod = host.common_pod();
     let run = |no_new_privs: bool| {
         let container = pod.container().sh(&format!("{STATUS}; effective-uid"));
         let container = container.security("run_as_user", json!({ "value": 1000 }));
@@ -53,7 +53,7 @@ fn a_setuid_program_gains_nothing_under_no_new_privileges() {
 #[test]
 fn masked_paths_read_as_nothing_and_read_only_paths_refuse_writes() {
     let host = Host::shared();
-    let pod = host.pod().start();
+    let pod = host.common_pod();
     let script = "echo file=$(cat /proc/cpuinfo | wc -c); echo folder=$(ls /proc/irq | wc -l)
                   echo sysctl=$(sh -c 'echo name > /proc/sys/kernel/hostname' 2>&1 | grep -c Read-only)
                   echo absent=$(ls -d /proc/no/such/path 2>/dev/null | wc -l)";
@@ -71,7 +71,7 @@ fn masked_paths_read_as_nothing_and_read_only_paths_refuse_writes() {
 #[test]
 fn seccomp_profiles_are_obeyed() {
     let host = Host::shared();
-    let pod = host.pod().start();
+    let pod = host.common_pod();
     let refuse = json!({
         "defaultAction": "SCMP_ACT_ALLOW",
         "syscalls": [{ "names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO" }],
@@ -141,7 +141,7 @@ fn a_seccomp_profile_of_only_what_the_program_calls_is_enough() {
     };
     let names: BTreeSet<&str> = names.iter().chain(runc).copied().collect();
     let tight = json!({ "defaultAction": "SCMP_ACT_ERRNO", "syscalls": [{ "names": names, "action": "SCMP_ACT_ALLOW" }] });
-    let pod = host.pod().start();
+    let pod = host.common_pod();
     let container = pod.container().command(&["/bin/busybox", program[0], program[1]]);
     let container = container.security("no_new_privs", true);
     let container = container
@@ -153,7 +153,7 @@ fn a_seccomp_profile_of_only_what_the_program_calls_is_enough() {
 #[test]
 fn a_container_that_makes_device_nodes_cannot_read_the_disks_behind_them() {
     let host = Host::shared();
-    let pod = host.pod().start();
+    let pod = host.common_pod();
     // Block devices by what the kernel lists, then memory, ports and the machine's own character devices.
     let container = pod.sh(
         "cat /proc/self/status | grep CapEff
@@ -176,7 +176,7 @@ fn a_container_that_makes_device_nodes_cannot_read_the_disks_behind_them() {
 #[test]
 fn the_devices_every_container_has_work() {
     let host = Host::shared();
-    let pod = host.pod().start();
+    let pod = host.common_pod();
     let container = pod.sh(
         "head -c 8 /dev/zero | wc -c; head -c 8 /dev/urandom | wc -c; head -c 8 /dev/random | wc -c; cat /dev/null | wc -c
          echo x > /dev/full || echo full; ls -l /dev/fd /dev/stdin /dev/ptmx | wc -l; cat /proc/self/attr/current 2>/dev/null | wc -l > /dev/null

@@ -86,6 +86,7 @@ fn a_tasks_life_is_told_in_order_and_refused_out_of_order() {
     shim.delete("long", "e1").expect("it can be deleted");
     let exec = shim.exec("long", "e2", "echo begun; exec sleep 1000").expect("an exec");
     shim.start_process("long", "e2").expect("it starts");
+    exec.says("begun\n");
     assert_eq!(code(shim.delete("long", "e2")), Code::FAILED_PRECONDITION);
     shim.kill("long", "e2", 9).expect("it can be killed");
     assert_eq!(shim.wait("long", "e2"), Ok(137));
@@ -115,6 +116,7 @@ fn a_tasks_life_is_told_in_order_and_refused_out_of_order() {
     pids.id = "long".to_owned();
     assert!(!shim.tasks().pids(context(), &pids).expect("it has processes").processes.is_empty());
     assert_eq!(code(shim.delete("long", "")), Code::FAILED_PRECONDITION);
+    output.says("begun\n");
     shim.kill("long", "", 9).expect("it can be killed");
     assert_eq!(shim.wait("long", ""), Ok(137));
     assert_eq!(output.whole().0, "begun\n");

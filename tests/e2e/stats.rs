@@ -6,7 +6,7 @@ use serde_json::Value;
 #[test]
 fn statistics_move_with_what_the_container_does() {
     let host = Host::shared();
-    let pod = host.pod().start();
+    let pod = host.common_pod();
     let container = pod.sh("while :; do :; done");
     let idle = pod.container().idle().start();
     // A container is said to have used nothing until its guest has answered for the first time.

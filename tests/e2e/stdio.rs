@@ -7,7 +7,7 @@ use ravelin_tests::{Host, Run};
 #[test]
 fn stdout_and_stderr_stay_apart() {
     let host = Host::shared();
-    let pod = host.pod().start();
+    let pod = host.common_pod();
     let container =
         pod.sh("echo to stdout; echo to stderr >&2; printf 'no line break'; printf 'nor here' >&2");
     container.ended();
@@ -30,7 +30,7 @@ fn stdout_and_stderr_stay_apart() {
 #[test]
 fn last_words_are_not_lost_when_many_containers_end_at_once() {
     let host = Host::shared();
-    let pod = host.pod().start();
+    let pod = host.common_pod();
     let script = "sleep 1000 & while ! [ -e /dev/shm/end ]; do sleep 0.1; done; echo last words; exit 11";
     let containers: Vec<_> = (0..8).map(|_| pod.sh(script)).collect();
     pod.sh("touch /dev/shm/end").ended();
@@ -43,7 +43,7 @@ fn last_words_are_not_lost_when_many_containers_end_at_once() {
 fn many_megabytes_reach_the_log_with_no_byte_lost() {
     let blocks = if Host::whole() { 100 } else { 20 };
     let host = Host::shared();
-    let pod = host.pod().start();
+    let pod = host.common_pod();
     // A block is 1000 numbered lines of 1000 bytes, and each block says its own number: nothing can be lost, doubled
     // or swapped unseen.
     let container = pod.sh(&format!(
@@ -73,7 +73,7 @@ fn many_megabytes_reach_the_log_with_no_byte_lost() {
 #[test]
 fn stdin_reaches_the_container_and_its_end_too() {
     let host = Host::shared();
-    let pod = host.pod().start();
+    let pod = host.common_pod();
     let container =
         pod.container().sh("cat; echo end of input").set("/stdin", true).set("/stdin_once", true).start();
     let mut client = container.attach();
@@ -89,7 +89,7 @@ fn stdin_reaches_the_container_and_its_end_too() {
 #[test]
 fn megabytes_go_through_an_execs_stdin_and_come_back() {
     let host = Host::shared();
-    let pod = host.pod().start();
+    let pod = host.common_pod();
     let container = pod.container().idle().start();
     let bytes: Vec<u8> = (0..4 << 20).map(|at: u32| (at.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
     let back = Run::crictl().args(["exec", "-i", &container.id, "cat"]).input(bytes.clone()).run();

@@ -5,7 +5,7 @@ use ravelin_tests::{Host, Run, Session, eventually};
 #[test]
 fn an_exec_on_a_terminal_sees_its_size_and_each_new_size() {
     let host = Host::shared();
-    let pod = host.pod().start();
+    let pod = host.common_pod();
     let container = pod.container().idle().start();
     let mut shell = container.exec_terminal(&["/bin/sh"], 24, 80);
     shell.send("test -t 0 && test -t 1 && test -t 2 && echo \"on a $((1+1))-way terminal\"\n");
@@ -36,7 +36,7 @@ fn an_exec_on_a_terminal_sees_its_size_and_each_new_size() {
 #[test]
 fn a_container_on_a_terminal_is_attached_to_and_resized() {
     let host = Host::shared();
-    let pod = host.pod().start();
+    let pod = host.common_pod();
     let container = pod.container().command(&["/bin/sh"]).set("/tty", true).set("/stdin", true).start();
     let attach = || Run::crictl().args(["attach", "-it", &container.id]);
     let mut shell = Session::terminal(&attach(), 30, 90);

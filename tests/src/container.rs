@@ -17,14 +17,19 @@ pub struct ContainerSpec<'p> {
     config: Value,
 }
 
-/// A created or running container. It goes with its pod.
+/// A created or running container. It goes with its pod, or in a pod that several tests have in common, when it is dropped.
 #[derive(Debug)]
 pub struct Container<'p> {
     pod: &'p Pod<'p>,
     /// The container's id.
     pub id: String,
     log: PathBuf,
+    _removal: Option<Removal>,
 }
+
+/// Removes the container of this id when it is dropped.
+#[derive(Debug)]
+struct Removal(String);
 
 /// How a container ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -138,7 +143,15 @@ impl<'p> ContainerSpec<'p> {
         let id = done.text().trim().to_owned();
         self.pod.note_id(&id);
         let log = self.pod.log_folder().join(self.config["log_path"].as_str().unwrap_or_default());
-        Ok(Container { pod: self.pod, id, log })
+        let removal = self.pod.is_common().then(|| Removal(id.clone()));
+        Ok(Container { pod: self.pod, id, log, _removal: removal })
+    }
+}
+
+impl Drop for Removal {
+    fn drop(&mut self) {
+        // The test may have removed it.
+        Run::crictl().args(["rm", "-f", &self.0]).run();
     }
 }
 

@@ -2,13 +2,14 @@
 
 use std::fs;
 use std::io::Write;
+use std::ops::Deref;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
-use crate::{PodSpec, Run, eventually, leaks, until};
+use crate::{Pod, PodSpec, Run, eventually, leaks, until};
 
 /// Where the host says which process containerd is, and which program.
 const PID_FILE: &str = "/run/containerd.pid";
@@ -16,6 +17,8 @@ const COMMAND_FILE: &str = "/run/containerd.command";
 
 /// Tests share the host; one that breaks something of the whole host has it alone.
 static TURN: RwLock<()> = RwLock::new(());
+
+static COMMON: Mutex<Option<Arc<Pod<'static>>>> = Mutex::new(None);
 
 /// The runtime handler that the pods ask for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,6 +47,28 @@ pub struct Host {
     since: Instant,
 }
 
+/// A test's part in the pod of [`Host::common_pod`].
+#[derive(Debug)]
+pub struct CommonPod(Arc<Pod<'static>>);
+
+impl Deref for CommonPod {
+    type Target = Pod<'static>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.0
+    }
+}
+
+impl Drop for CommonPod {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            // Perhaps the pod is what is broken: the next test starts another.
+            let mut common = COMMON.lock().unwrap_or_else(PoisonError::into_inner);
+            drop(common.take_if(|common| Arc::ptr_eq(common, &self.0)));
+        }
+    }
+}
+
 #[derive(Debug)]
 enum Turn {
     Shared { _guard: RwLockReadGuard<'static, ()> },
@@ -60,6 +85,8 @@ impl Host {
     /// Waits for the host without any other test on it.
     pub fn alone() -> Self {
         let guard = TURN.write().unwrap_or_else(PoisonError::into_inner);
+        // Nobody uses it now.
+        drop(COMMON.lock().unwrap_or_else(PoisonError::into_inner).take());
         Self { _turn: Turn::Alone { _guard: guard }, since: Instant::now() }
     }
 
@@ -76,7 +103,17 @@ impl Host {
     /// A pod to be started, named after the running test.
     #[must_use]
     pub fn pod(&self) -> PodSpec<'_> {
-        PodSpec::new(self)
+        PodSpec::new()
+    }
+
+    /// The pod that tests have in common which need no more than containers in some pod: a pod takes a host that is emulated
+    /// longer than most of what is tested in it. The first test starts it; it is removed before a test has the host alone, and
+    /// after one that failed. Its containers go with their tests.
+    #[must_use]
+    #[track_caller]
+    pub fn common_pod(&self) -> CommonPod {
+        let mut common = COMMON.lock().unwrap_or_else(PoisonError::into_inner);
+        CommonPod(Arc::clone(common.get_or_insert_with(|| Arc::new(PodSpec::new().start().in_common()))))
     }
 
     /// Panics when anything of any pod is on the host. Only for a test that has the host alone.

@@ -1,6 +1,7 @@
 //! A pod: described, run, looked at, removed without a trace.
 
 use std::fs;
+use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -13,7 +14,7 @@ use crate::{ContainerSpec, Handler, Host, Run, Session, Traces};
 /// `PodSandboxConfig`.
 #[derive(Debug)]
 pub struct PodSpec<'h> {
-    host: &'h Host,
+    host: PhantomData<&'h Host>,
     handler: Handler,
     config: Value,
     /// The memory limit of the pod's cgroup, in MiB.
@@ -23,7 +24,7 @@ pub struct PodSpec<'h> {
 /// A pod that runs. Dropping it removes it and panics if it leaves anything behind.
 #[derive(Debug)]
 pub struct Pod<'h> {
-    host: &'h Host,
+    host: PhantomData<&'h Host>,
     /// The sandbox's id.
     pub id: String,
     /// The pod's uid.
@@ -32,10 +33,12 @@ pub struct Pod<'h> {
     config: Value,
     traces: Mutex<Traces>,
     removed: bool,
+    /// Several tests have it in common: a container in it goes with the test.
+    common: bool,
 }
 
 impl<'h> PodSpec<'h> {
-    pub(crate) fn new(host: &'h Host) -> Self {
+    pub(crate) fn new() -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(1);
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let thread = std::thread::current();
@@ -54,7 +57,7 @@ impl<'h> PodSpec<'h> {
             },
         });
         // A whole CPU: the quarter that a pod gets unasked makes every step four times as slow.
-        Self { host, handler: Host::handler(), config, allowed_mib: None }.sized(1000, 512)
+        Self { host: PhantomData, handler: Host::handler(), config, allowed_mib: None }.sized(1000, 512)
     }
 
     /// A pod that says nothing of its size.
@@ -165,15 +168,27 @@ impl<'h> PodSpec<'h> {
             config: self.config,
             traces: Mutex::new(traces),
             removed: false,
+            common: false,
         })
     }
 }
 
 impl<'h> Pod<'h> {
-    /// The host it runs on.
-    #[must_use]
-    pub fn host(&self) -> &'h Host {
-        self.host
+    /// The pod from now on, for several tests.
+    pub(crate) fn in_common(self) -> Self {
+        let mut pod = self;
+        pod.common = true;
+        pod
+    }
+
+    pub(crate) fn is_common(&self) -> bool {
+        self.common
+    }
+
+    /// Gives the whole pod another memory limit, as the kubelet does when it is resized.
+    #[track_caller]
+    pub fn allow(&self, mib: u64) {
+        make_cgroups(self.config["linux"]["cgroup_parent"].as_str().unwrap_or_default(), Some(mib));
     }
 
     /// A container to be started in this pod.

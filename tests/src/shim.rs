@@ -68,8 +68,21 @@ impl std::fmt::Debug for Shim<'_> {
 /// What is read of a process's fifos until they end.
 #[derive(Debug)]
 pub struct Output {
-    stdout: JoinHandle<String>,
-    stderr: JoinHandle<String>,
+    stdout: Reader,
+    stderr: Reader,
+}
+
+/// Reads a fifo to its end, in the background.
+#[derive(Debug)]
+struct Reader {
+    heard: Arc<Mutex<Vec<u8>>>,
+    thread: JoinHandle<()>,
+}
+
+impl Reader {
+    fn heard(&self) -> String {
+        String::from_utf8_lossy(&self.heard.lock().unwrap_or_else(PoisonError::into_inner)).into_owned()
+    }
 }
 
 impl Output {
@@ -77,12 +90,15 @@ impl Output {
     #[track_caller]
     pub fn whole(self) -> (String, String) {
         eventually("the outputs end", || {
-            (self.stdout.is_finished() && self.stderr.is_finished()).then_some(())
+            (self.stdout.thread.is_finished() && self.stderr.thread.is_finished()).then_some(())
         });
-        (
-            self.stdout.join().expect("a reader does not panic"),
-            self.stderr.join().expect("a reader does not panic"),
-        )
+        (self.stdout.heard(), self.stderr.heard())
+    }
+
+    /// Waits until stdout holds `text`.
+    #[track_caller]
+    pub fn says(&self, text: &str) {
+        eventually("the process says what it has to", || self.stdout.heard().contains(text).then_some(()));
     }
 }
 
@@ -490,15 +506,18 @@ fn fifo(bundle: &Path, name: &str) -> PathBuf {
     path
 }
 
-fn read(fifo: &Path) -> JoinHandle<String> {
-    let fifo = fifo.to_owned();
-    std::thread::spawn(move || {
-        let mut bytes = Vec::new();
-        let opened = fs::File::open(&fifo);
+fn read(fifo: &Path) -> Reader {
+    let (fifo, heard) = (fifo.to_owned(), Arc::<Mutex<Vec<u8>>>::default());
+    let sink = Arc::clone(&heard);
+    let thread = std::thread::spawn(move || {
+        let Ok(mut file) = fs::File::open(&fifo) else { return };
+        let mut bytes = [0; 4096];
         // An error is an end.
-        let _ = opened.and_then(|mut file| file.read_to_end(&mut bytes));
-        String::from_utf8_lossy(&bytes).into_owned()
-    })
+        while let Ok(count @ 1..) = file.read(&mut bytes) {
+            sink.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(&bytes[..count]);
+        }
+    });
+    Reader { heard, thread }
 }
 
 fn process_spec(args: &[&str]) -> Value {
