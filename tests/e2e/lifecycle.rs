@@ -91,7 +91,7 @@ fn a_container_is_restarted_in_the_living_pod() {
 #[test]
 fn containers_are_removed_in_every_state() {
     let host = Host::shared();
-    let pod = host.common_pod();
+    let pod = host.pod().start();
     let created = pod.container().idle().create();
     assert_eq!(created.state(), "CONTAINER_CREATED");
     created.remove();
