@@ -2,10 +2,12 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use ravelin_proto::agent as api;
-use tokio::sync::{Semaphore, broadcast};
+use tokio::sync::{Semaphore, SemaphorePermit, broadcast};
 
+use crate::error::{AgentError, Result};
 use crate::oom::OomWatch;
 use crate::reaper::{Exit, Reaper};
 use crate::spawner::Spawner;
@@ -23,8 +25,7 @@ const MAKERS: usize = 64;
 pub struct Services {
     /// Makes processes.
     pub spawner: Spawner,
-    /// Leave to make a process.
-    pub makers: Semaphore,
+    makers: Semaphore,
     /// Connections waiting to become standard streams.
     pub streams: Arc<Registry>,
     /// Sees processes end.
@@ -44,6 +45,21 @@ impl Services {
         let events = broadcast::Sender::new(EVENT_BACKLOG);
         let oom = OomWatch::start(events.clone())?;
         Ok(Self { spawner, makers: Semaphore::new(MAKERS), streams: Arc::default(), reaper, oom, events })
+    }
+
+    /// Leave to make a process, held until it is made.
+    ///
+    /// # Errors
+    ///
+    /// When there is none within `patience`: nobody would hear of the process any more.
+    pub async fn leave_to_make(&self, patience: Duration) -> Result<SemaphorePermit<'_>> {
+        match tokio::time::timeout(patience, self.makers.acquire()).await {
+            Ok(Ok(leave)) => Ok(leave),
+            _ => Err(AgentError::Failed(format!(
+                "{MAKERS} processes are being made and none of them is done after {} s",
+                patience.as_secs()
+            ))),
+        }
     }
 
     /// Events from now on.

@@ -62,15 +62,14 @@ fn a_hung_machine_stalls_nobody_and_is_removed_when_that_is_asked_for() {
     let machine = pod.process("ravelin-vmm").expect("a machine serves the pod").to_string();
     Run::new("kill").args(["-STOP", &machine]).ok();
 
-    // The same work may take an emulated host twice as long the next time.
     let limit = Duration::from_secs(15);
     let took = time(|| assert!(counted(&first.id) && counted(&second.id), "the last counters are not given"));
-    assert!(took < 2 * counting + limit, "the statistics took {took:?}, {counting:?} without the fault");
+    assert!(took < counting + limit, "the statistics took {took:?}, {counting:?} without the fault");
     let took = time(|| {
         pod.stop();
         pod.remove();
     });
-    assert!(took < 2 * removal + limit, "the removal took {took:?}, {removal:?} without the fault");
+    assert!(took < removal + limit, "the removal took {took:?}, {removal:?} without the fault");
     traces.assert_gone();
 }
 

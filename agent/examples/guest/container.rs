@@ -1,5 +1,7 @@
 //! A container of a case, as its host handles it.
 
+use std::time::Duration;
+
 use ravelin_proto::agent as api;
 use serde_json::Value;
 use tonic::Status;
@@ -24,6 +26,27 @@ impl Container {
         terminal: bool,
         change: impl FnOnce(&mut api::CreateContainerRequest),
     ) -> Result<Self, Status> {
+        Self::send(client, id, spec, terminal, None, change).await
+    }
+
+    /// Creates it as a caller does who gives up after `patience`.
+    pub async fn create_within(
+        client: &Client,
+        id: &str,
+        spec: Value,
+        patience: Duration,
+    ) -> Result<Self, Status> {
+        Self::send(client, id, spec, false, Some(patience), |_| ()).await
+    }
+
+    async fn send(
+        client: &Client,
+        id: &str,
+        spec: Value,
+        terminal: bool,
+        patience: Option<Duration>,
+        change: impl FnOnce(&mut api::CreateContainerRequest),
+    ) -> Result<Self, Status> {
         let mut client = client.clone();
         let streams = Streams::open(terminal).await;
         let mut request = api::CreateContainerRequest {
@@ -34,27 +57,10 @@ impl Container {
             ..Default::default()
         };
         change(&mut request);
-        client.create_container(request).await?;
-        Ok(Self { client, id: id.into(), streams })
-    }
-
-    /// Creates it as a caller does who gives up after `patience`.
-    pub async fn create_within(
-        client: &Client,
-        id: &str,
-        spec: Value,
-        patience: std::time::Duration,
-    ) -> Result<Self, Status> {
-        let mut client = client.clone();
-        let streams = Streams::open(false).await;
-        let mut request = tonic::Request::new(api::CreateContainerRequest {
-            container_id: id.into(),
-            spec: spec.to_string().into_bytes().into(),
-            layers: vec![2, 1],
-            stdio: Some(streams.stdio),
-            ..Default::default()
-        });
-        request.set_timeout(patience);
+        let mut request = tonic::Request::new(request);
+        if let Some(patience) = patience {
+            request.set_timeout(patience);
+        }
         client.create_container(request).await?;
         Ok(Self { client, id: id.into(), streams })
     }

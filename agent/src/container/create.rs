@@ -40,7 +40,7 @@ pub async fn create(
 ) -> Result<u32> {
     let endpoints = Endpoints::take(&services.streams, &request.stdio.unwrap_or_default()).await?;
     {
-        let _leave = services.makers.acquire().await;
+        let _leave = services.leave_to_make(patience).await?;
         let (services, container) = (Arc::clone(services), Arc::clone(container));
         let runtime = tokio::runtime::Handle::current();
         blocking(move || {

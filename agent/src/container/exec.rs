@@ -77,15 +77,19 @@ pub async fn start_exec(
     let plan = lock(&exec.plan).take();
     let started = match plan {
         Some(plan) => {
-            let _leave = services.makers.acquire().await;
             let (services, container, process) =
                 (Arc::clone(services), Arc::clone(container), Arc::clone(&exec.process));
             let id = id.to_owned();
             let runtime = tokio::runtime::Handle::current();
-            blocking(move || {
-                let _guard = runtime.enter();
-                build(&services, &container, &process, &id, plan, patience)
-            })
+            async {
+                let makers = Arc::clone(&services);
+                let _leave = makers.leave_to_make(patience).await?;
+                blocking(move || {
+                    let _guard = runtime.enter();
+                    build(&services, &container, &process, &id, plan, patience)
+                })
+                .await
+            }
             .await
         }
         None => Err(AgentError::WrongState(format!("{} was started before", exec.process.name()))),

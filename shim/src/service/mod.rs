@@ -281,16 +281,23 @@ impl Service {
         let asked = had.changed_by(&parsed);
         sandbox.can_give(self.config.sizing.overhead_mib, had, asked, others)?;
         let all = others.plus(asked);
-        // The guest has the memory before its containers may use it, and gives it up when they no longer may.
-        let more = asked.unbounded || asked.memory_bytes > had.memory_bytes;
+        // The guest has the memory before its containers may use it, and gives it up when they no longer may. Where memory is
+        // not what changes, the guest keeps what it has: containers that are still to come may need it.
+        let more = !had.unbounded && (asked.unbounded || asked.memory_bytes > had.memory_bytes);
+        let less = !asked.unbounded && (had.unbounded || asked.memory_bytes < had.memory_bytes);
         if more {
             sandbox.give_memory(all, &self.config).await?;
         }
-        container.update(resources, asked).await?;
-        if !more {
+        let updated = container.update(resources, asked).await;
+        if more && updated.is_err() {
+            let _ = sandbox.give_memory(others.plus(had), &self.config).await;
+        }
+        updated?;
+        sandbox.give_cpu_time(all)?;
+        if less {
             sandbox.give_memory(all, &self.config).await?;
         }
-        sandbox.give_cpu_time(all)
+        Ok(())
     }
 
     /// Gives a guest that was given other memory than it was born with what its containers may use by now.

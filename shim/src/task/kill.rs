@@ -1,7 +1,6 @@
 //! Signals to processes of the guest, and what becomes of a guest that does not obey.
 
 use ravelin_proto::agent::{KillRequest, ProcessRequest};
-
 use tokio::time::Instant;
 
 use super::finished;

@@ -1,8 +1,9 @@
 //! Starting, ending and their errors.
 
+use std::time::{Duration, Instant};
+
 use ravelin_proto::agent as api;
 use serde_json::json;
-use std::time::{Duration, Instant};
 use tokio::io::AsyncReadExt;
 use tonic::Code;
 
