@@ -1,7 +1,7 @@
 //! Pods reach each other and the host, and are reached, over IPv4 and IPv6.
 
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::PathBuf;
 use std::thread;
@@ -124,28 +124,61 @@ fn the_pods_interface_is_the_one_that_the_network_plugin_made() {
     assert_eq!(said["default4"], "10.88.0.1");
     assert_eq!(said["default6"], "fd00:88::1");
     assert_eq!(said["loopback"], "127.0.0.1/8 ::1/128");
+    // cAdvisor and `nsenter` find a pod's network by the process that CRI names.
+    let pid = pod.inspect()["info"]["pid"].as_u64().expect("the sandbox has a process");
+    let counted = fs::read_to_string(format!("/proc/{pid}/net/dev")).expect("the process is there");
+    let packets = counted.lines().find_map(|line| line.trim().strip_prefix("eth0:"));
+    let packets = packets.unwrap_or_else(|| panic!("no eth0 in {counted}"));
+    let received = packets.split_whitespace().nth(1).and_then(|count| count.parse::<u64>().ok());
+    assert!(received.is_some_and(|count| count > 0), "{counted}");
 }
 
+/// Greets whoever comes, and says again what it hears.
+const GREETER: &str = "
+import asyncio
+async def serve(reader, writer):
+    writer.write(b'hello\\n')
+    while line := await reader.readline():
+        writer.write(line)
+    writer.close()
+async def main():
+    server = await asyncio.start_server(serve, '127.0.0.1', 8080, backlog=1024)
+    await server.serve_forever()
+asyncio.run(main())";
+
 #[test]
-fn a_forwarded_port_reaches_a_server_on_the_pods_loopback() {
+fn hundreds_of_forwarded_connections_reach_a_server_on_the_pods_loopback() {
     let host = Host::shared();
     let pod = host.pod().start();
-    let _server = pod.sh("httpd -f -p 127.0.0.1:8080 -h /var/www");
+    let server = pod.container().image(images::DEBIAN).command(&["python3", "-c", GREETER]).start();
     let forward = Session::pipes(&Run::crictl().args(["port-forward", &pod.id, "0:8080"]));
     // "Forwarding from 127.0.0.1:43210 -> 8080"
     forward.hear(" -> 8080");
     let said = forward.heard();
     let port = said.split("127.0.0.1:").nth(1).and_then(|rest| rest.split(' ').next());
     let port: u16 = port.and_then(|port| port.parse().ok()).unwrap_or_else(|| panic!("no port in {said}"));
-    let page = until(PATIENCE, || {
+    let line = |stream: &mut TcpStream| {
+        let mut line = String::new();
+        BufReader::new(stream).read_line(&mut line).ok().map(|_| line)
+    };
+    let connect = || {
         let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
-        stream.set_read_timeout(Some(Duration::from_secs(60))).ok()?;
-        stream.write_all(b"GET / HTTP/1.0\r\n\r\n").ok()?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).ok()?;
-        answer.contains("hello from a pod").then_some(())
-    });
-    assert!(page.is_some(), "no page came through: {}", forward.heard());
+        stream.set_read_timeout(Some(PATIENCE)).ok()?;
+        (line(&mut stream)? == "hello\n").then_some(stream)
+    };
+    // The server takes a while to listen.
+    let first = until(PATIENCE, connect);
+    let mut all = vec![first.unwrap_or_else(|| panic!("no greeting came through: {}", forward.heard()))];
+    for number in all.len()..260 {
+        all.push(connect().unwrap_or_else(|| panic!("connection {number}: {}", forward.heard())));
+    }
+    for stream in [0, 100, 259].map(|number| all[number].try_clone().expect("a descriptor")) {
+        let mut stream = stream;
+        stream.write_all(b"still there\n").expect("the connection is open");
+        assert_eq!(line(&mut stream).as_deref(), Some("still there\n"));
+    }
+    // They take nothing from what else goes through the machine.
+    assert_eq!(server.exec(&["echo", "alive"]).text(), "alive");
 }
 
 #[test]

@@ -1,7 +1,8 @@
-//! `ravelin-vmm --uid UID --gid GID`: jails itself, then runs one machine for the shim that started it and left the
-//! control socket at descriptor 3.
+//! `ravelin-vmm --uid UID --gid GID [--netns PATH]`: jails itself, then runs one machine for the shim that started it and
+//! left the control socket at descriptor 3.
 
 use std::os::fd::{FromRawFd, OwnedFd};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -10,13 +11,13 @@ use ravelin_vmm::jail::{self, Identity};
 use ravelin_vmm::log::{describe, do_not_wait_for_the_log, log};
 use ravelin_vmm::server::{self, Origin};
 
-const USAGE: &str = "Usage: ravelin-vmm --uid UID --gid GID | --version\n\
+const USAGE: &str = "Usage: ravelin-vmm --uid UID --gid GID [--netns PATH] | --version\n\
     Runs one virtual machine, steered through the socket at descriptor 3. Started by containerd-shim-ravelin-v2.";
 
 fn main() -> ExitCode {
     let started = Instant::now();
-    let identity = match parse(std::env::args().skip(1)) {
-        Ok(Invocation::Run(identity)) => identity,
+    let (identity, netns) = match parse(std::env::args().skip(1)) {
+        Ok(Invocation::Run(identity, netns)) => (identity, netns),
         Ok(Invocation::Version) => {
             println!("ravelin-vmm {}", env!("CARGO_PKG_VERSION"));
             return ExitCode::SUCCESS;
@@ -32,7 +33,7 @@ fn main() -> ExitCode {
     }
     // A log that nobody reads must not hold the machine up.
     do_not_wait_for_the_log();
-    let kept = match jail::enter(identity) {
+    let kept = match jail::enter(identity, netns.as_deref()) {
         Ok(kept) => kept,
         Err(error) => return fail(&describe(&error)),
     };
@@ -50,13 +51,13 @@ fn fail(text: &str) -> ExitCode {
 
 #[derive(Debug, PartialEq, Eq)]
 enum Invocation {
-    Run(Identity),
+    Run(Identity, Option<PathBuf>),
     Version,
     Help,
 }
 
 fn parse(arguments: impl Iterator<Item = String>) -> Result<Invocation, String> {
-    let (mut uid, mut gid) = (None, None);
+    let (mut uid, mut gid, mut netns) = (None, None, None);
     let mut arguments = arguments;
     while let Some(argument) = arguments.next() {
         let target = match argument.as_str() {
@@ -64,6 +65,10 @@ fn parse(arguments: impl Iterator<Item = String>) -> Result<Invocation, String> 
             "--help" => return Ok(Invocation::Help),
             "--uid" => &mut uid,
             "--gid" => &mut gid,
+            "--netns" => {
+                netns = Some(arguments.next().ok_or("--netns needs a path")?.into());
+                continue;
+            }
             other => return Err(format!("Unknown argument {other:?}")),
         };
         let value = arguments.next().ok_or_else(|| format!("{argument} needs a number"))?;
@@ -75,7 +80,7 @@ fn parse(arguments: impl Iterator<Item = String>) -> Result<Invocation, String> 
         }
     }
     match (uid, gid) {
-        (Some(uid), Some(gid)) => Ok(Invocation::Run(Identity { uid, gid })),
+        (Some(uid), Some(gid)) => Ok(Invocation::Run(Identity { uid, gid }, netns)),
         _ => Err("--uid and --gid are both needed".into()),
     }
 }
@@ -90,8 +95,12 @@ mod tests {
 
     #[test]
     fn an_unprivileged_identity_is_required() {
-        assert_eq!(parsed("--uid 5 --gid 6"), Ok(Invocation::Run(Identity { uid: 5, gid: 6 })));
-        for line in ["", "--uid 5", "--gid 5", "--uid 0 --gid 6", "--uid 5 --gid x", "--uid", "--no-jail"] {
+        let identity = Identity { uid: 5, gid: 6 };
+        assert_eq!(parsed("--uid 5 --gid 6"), Ok(Invocation::Run(identity, None)));
+        let netns = Some("/run/netns/a".into());
+        assert_eq!(parsed("--uid 5 --netns /run/netns/a --gid 6"), Ok(Invocation::Run(identity, netns)));
+        let wrong = ["", "--uid 5", "--gid 5", "--uid 0 --gid 6", "--uid 5 --gid x", "--uid", "--no-jail"];
+        for line in wrong.into_iter().chain(["--uid 5 --gid 6 --netns"]) {
             assert!(parsed(line).is_err(), "{line}");
         }
         assert_eq!(parsed("--version"), Ok(Invocation::Version));

@@ -185,7 +185,11 @@ async fn read(socket: Arc<AsyncFd<OwnedFd>>, pending: Arc<Mutex<Pending>>) {
                         }
                     }
                 }
-                Message::Exited(reason) => tracing::debug!(?reason, "the machine says that it ends"),
+                Message::Exited(reason) => {
+                    tracing::debug!(?reason, "the machine says that it ends");
+                    // It has one end.
+                    nonsense += 1;
+                }
             },
             Ok(Ok(None)) => break,
             Ok(Err(error)) => {

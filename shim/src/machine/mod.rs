@@ -35,8 +35,6 @@ use client::Client;
 
 /// Time between the end of the conversation with a machine and the end of its process.
 const HANG_UP_GRACE: Duration = Duration::from_secs(2);
-/// Time a request has, unless its caller says otherwise.
-const REQUEST_DEADLINE: Duration = Duration::from_secs(15);
 /// First and longest pause between two attempts to reach an agent that is still starting.
 const CONNECT_PAUSE: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(50));
 
@@ -143,6 +141,7 @@ struct Inner {
     pidfd: OwnedFd,
     client: Client,
     exit: watch::Receiver<Option<Exit>>,
+    deadline: Duration,
 }
 
 impl Drop for Inner {
@@ -173,6 +172,7 @@ impl Machine {
                 pidfd: spawned.pidfd,
                 client: Client::new(spawned.control, spawned.exit.clone())?,
                 exit: spawned.exit,
+                deadline: config.deadline,
             }),
         })
     }
@@ -211,7 +211,7 @@ impl Machine {
     /// # Errors
     /// The guest's refusal, the machine's silence or its end.
     pub async fn connect(&self, port: u32) -> Result<UnixStream, MachineError> {
-        self.connect_within(port, REQUEST_DEADLINE).await
+        self.connect_within(port, self.inner.deadline).await
     }
 
     /// Opens a connection to a port that the guest may not serve yet, trying until `patience` is over.
@@ -267,7 +267,7 @@ impl Machine {
     /// # Errors
     /// The machine's refusal (an overlap, for one), its silence or its end.
     pub async fn add_extent(&self, extent: Extent, file: impl AsFd) -> Result<(), MachineError> {
-        self.done("add an extent", Command::AddExtent(extent), &[file.as_fd()], REQUEST_DEADLINE).await
+        self.done("add an extent", Command::AddExtent(extent), &[file.as_fd()], self.inner.deadline).await
     }
 
     /// Takes an extent off its disk.
@@ -275,7 +275,7 @@ impl Machine {
     /// # Errors
     /// As for [`Machine::add_extent`].
     pub async fn remove_extent(&self, disk: ExtentDisk, offset: u64) -> Result<(), MachineError> {
-        self.done("remove an extent", Command::RemoveExtent { disk, offset }, &[], REQUEST_DEADLINE).await
+        self.done("remove an extent", Command::RemoveExtent { disk, offset }, &[], self.inner.deadline).await
     }
 
     /// Stops the vCPUs.
@@ -283,7 +283,7 @@ impl Machine {
     /// # Errors
     /// The machine's refusal, its silence or its end.
     pub async fn pause(&self) -> Result<(), MachineError> {
-        self.done("pause", Command::Pause, &[], REQUEST_DEADLINE).await
+        self.done("pause", Command::Pause, &[], self.inner.deadline).await
     }
 
     /// Lets the vCPUs run again.
@@ -291,7 +291,7 @@ impl Machine {
     /// # Errors
     /// As for [`Machine::pause`].
     pub async fn resume(&self) -> Result<(), MachineError> {
-        self.done("resume", Command::Resume, &[], REQUEST_DEADLINE).await
+        self.done("resume", Command::Resume, &[], self.inner.deadline).await
     }
 
     /// Asks the guest to give up so many MiB of its memory in all; [`Metrics::balloon_mib`] tells how far it is.
@@ -299,7 +299,7 @@ impl Machine {
     /// # Errors
     /// As for [`Machine::pause`].
     pub async fn set_balloon(&self, mib: u32) -> Result<(), MachineError> {
-        self.done("set the balloon", Command::SetBalloon { mib }, &[], REQUEST_DEADLINE).await
+        self.done("set the balloon", Command::SetBalloon { mib }, &[], self.inner.deadline).await
     }
 
     /// The machine's own counters; not to be trusted further than its guest.
@@ -307,7 +307,7 @@ impl Machine {
     /// # Errors
     /// As for [`Machine::pause`].
     pub async fn metrics(&self) -> Result<Metrics, MachineError> {
-        match self.inner.client.request("metrics", Command::Metrics, &[], REQUEST_DEADLINE).await? {
+        match self.inner.client.request("metrics", Command::Metrics, &[], self.inner.deadline).await? {
             Answer::Metrics(metrics) => Ok(metrics),
             Answer::Done => Err(MachineError::WrongAnswer { command: "metrics" }),
         }

@@ -3,6 +3,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use ravelin_vmm::control::{CONTROL_FD, transport};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
@@ -19,6 +20,10 @@ pub struct SpawnConfig {
     pub uid: u32,
     /// Group it runs as.
     pub gid: u32,
+    /// The pod's network namespace.
+    pub netns: PathBuf,
+    /// Time it has to answer a request, unless who asks says otherwise.
+    pub deadline: Duration,
     /// Marks its lines in the log.
     pub sandbox_id: String,
 }
@@ -43,6 +48,8 @@ pub(super) fn spawn(config: &SpawnConfig) -> Result<Spawned, MachineError> {
         .arg(config.uid.to_string())
         .arg("--gid")
         .arg(config.gid.to_string())
+        .arg("--netns")
+        .arg(&config.netns)
         .env_clear()
         .current_dir("/")
         .stdin(Stdio::null())

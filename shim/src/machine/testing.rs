@@ -15,7 +15,14 @@ pub fn machine() -> (Machine, OwnedFd) {
     let vmm = dir.path().join("vmm");
     std::fs::write(&vmm, "#!/bin/sh\nexec sleep 1000\n").unwrap();
     std::fs::set_permissions(&vmm, PermissionsExt::from_mode(0o755)).unwrap();
-    let config = SpawnConfig { vmm, uid: 1, gid: 1, sandbox_id: "test".to_owned() };
+    let config = SpawnConfig {
+        vmm,
+        uid: 1,
+        gid: 1,
+        netns: "/netns".into(),
+        deadline: std::time::Duration::from_secs(15),
+        sandbox_id: "test".to_owned(),
+    };
     let spawned = spawn::spawn(&config).unwrap();
     // The script must have been read before it is removed with its directory.
     let comm = format!("/proc/{}/comm", spawned.pid);
@@ -25,7 +32,12 @@ pub fn machine() -> (Machine, OwnedFd) {
     let (ours, theirs) = transport::pair().unwrap();
     let client = Client::new(ours, spawned.exit.clone()).unwrap();
     let (pid, start_time, pidfd, exit) = (spawned.pid, spawned.start_time, spawned.pidfd, spawned.exit);
-    (Machine { inner: Arc::new(Inner { pid, start_time, pidfd, client, exit }) }, theirs)
+    (
+        Machine {
+            inner: Arc::new(Inner { pid, start_time, pidfd, client, exit, deadline: config.deadline }),
+        },
+        theirs,
+    )
 }
 
 /// Answers every `connect` with a connection to nobody, and nothing else, in a thread.

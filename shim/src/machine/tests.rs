@@ -95,7 +95,14 @@ fn program(dir: &tempfile::TempDir, script: &str) -> SpawnConfig {
     let mut file = std::fs::File::create(&path).unwrap();
     write!(file, "#!/bin/sh\n{script}\n").unwrap();
     file.set_permissions(PermissionsExt::from_mode(0o755)).unwrap();
-    SpawnConfig { vmm: path, uid: 1, gid: 1, sandbox_id: "test".to_owned() }
+    SpawnConfig {
+        vmm: path,
+        uid: 1,
+        gid: 1,
+        netns: "/netns".into(),
+        deadline: Duration::from_secs(15),
+        sandbox_id: "test".to_owned(),
+    }
 }
 
 #[tokio::test]
@@ -117,7 +124,7 @@ async fn the_process_has_nothing_but_its_control_socket() {
     Machine::spawn(&program(&dir, &script)).unwrap().wait().await;
     drop(leaked);
     let text = std::fs::read_to_string(out).unwrap();
-    assert!(text.starts_with("--uid 1 --gid 1\n"), "{text}");
+    assert!(text.starts_with("--uid 1 --gid 1 --netns /netns\n"), "{text}");
     assert!(!text.contains("HOME="), "{text}");
     // 0, 1, 2, the control socket and the script itself.
     let fds: Vec<_> = text.lines().filter(|line| line.contains(" -> ")).collect();
@@ -171,7 +178,14 @@ async fn a_machine_that_keeps_talking_nonsense_is_cut_off_and_late_answers_are_n
 
 #[tokio::test]
 async fn a_missing_program_is_named() {
-    let config = SpawnConfig { vmm: "/nonexistent/vmm".into(), uid: 0, gid: 0, sandbox_id: String::new() };
+    let config = SpawnConfig {
+        vmm: "/nonexistent/vmm".into(),
+        uid: 0,
+        gid: 0,
+        netns: "/netns".into(),
+        deadline: Duration::from_secs(15),
+        sandbox_id: String::new(),
+    };
     let error = Machine::spawn(&config).unwrap_err();
     assert!(error.to_string().contains("/nonexistent/vmm"));
 }

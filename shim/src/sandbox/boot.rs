@@ -134,8 +134,14 @@ pub(super) async fn machine(
     resources.netns = Some(plan.netns.clone());
 
     let uid = uid::take(config, directory, state).await.map_err(BootError::Uid)?;
-    let spawn =
-        SpawnConfig { vmm: config.vmm.path.clone(), uid, gid: uid, sandbox_id: plan.sandbox_id.clone() };
+    let spawn = SpawnConfig {
+        vmm: config.vmm.path.clone(),
+        uid,
+        gid: uid,
+        netns: plan.netns.clone(),
+        deadline: config.call_deadline(),
+        sandbox_id: plan.sandbox_id.clone(),
+    };
     let machine = Machine::spawn(&spawn).map_err(BootError::Machine)?;
     resources.machine = Some(machine.clone());
     if let Err(error) = oom::set(machine.pid(), oom::score(&plan.cgroups_path)) {

@@ -1,16 +1,19 @@
-//! Confines this process: it sees no file system, no network and no other process's memory, has no privileges and can
-//! get none. What it needs arrives as open descriptors.
+//! Confines this process: it sees no file system, no network but its pod's and no other process's memory, has no
+//! privileges and can get none. What it needs arrives as open descriptors.
 //!
 //! Called first thing, while the process has one thread.
 
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
+use std::path::Path;
 
 use rustix::fs::Mode;
 use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
 use rustix::process::{Gid, Resource, Rlimit, Uid};
-use rustix::thread::{CapabilitySet, CapabilitySets, UnshareFlags};
+use rustix::thread::{
+    CapabilitySet, CapabilitySets, LinkNameSpaceType, UnshareFlags, move_into_link_name_space,
+};
 
 use crate::control::CONTROL_FD;
 
@@ -46,14 +49,14 @@ pub struct Kept {
     pub statm: Option<File>,
 }
 
-/// Confines the process for good.
+/// Confines the process for good: in the network namespace at `netns`, or in a new and empty one.
 ///
 /// # Errors
 /// When a step fails, which it does if the process is not root. The process must then end.
-pub fn enter(identity: Identity) -> Result<Kept, JailError> {
+pub fn enter(identity: Identity, netns: Option<&Path>) -> Result<Kept, JailError> {
     close_descriptors()?;
     let statm = File::open("/proc/self/statm").ok();
-    isolate()?;
+    isolate(netns)?;
     empty_root()?;
     drop_privileges(identity)?;
     Ok(Kept { statm })
@@ -69,9 +72,17 @@ fn close_descriptors() -> Result<(), JailError> {
     Ok(())
 }
 
-/// Namespaces of its own, in which there is nothing.
-fn isolate() -> Result<(), JailError> {
-    let flags = UnshareFlags::NEWNS | UnshareFlags::NEWNET | UnshareFlags::NEWIPC | UnshareFlags::NEWUTS;
+/// Namespaces of its own, in which there is nothing. Only the network is its pod's: tools of the node find a pod's
+/// counters and addresses through the namespace of the process that CRI names.
+fn isolate(netns: Option<&Path>) -> Result<(), JailError> {
+    let mut flags = UnshareFlags::NEWNS | UnshareFlags::NEWIPC | UnshareFlags::NEWUTS;
+    if let Some(path) = netns {
+        let netns = File::open(path).map_err(failed("open the pod's network namespace"))?;
+        move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network))
+            .map_err(failed("enter the pod's network namespace"))?;
+    } else {
+        flags |= UnshareFlags::NEWNET;
+    }
     // SAFETY: the process has one thread and holds no descriptor table that it shares.
     unsafe { rustix::thread::unshare_unsafe(flags) }.map_err(failed("leave the host's namespaces"))
 }
