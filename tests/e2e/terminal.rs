@@ -24,13 +24,15 @@ fn an_exec_on_a_terminal_sees_its_size_and_each_new_size() {
     shell.hear("interrupted 42");
     shell.send("\x04");
     shell.finish();
-    // The terminal ends with its shell, whoever else still has it open.
-    let mut leaving = container.exec_terminal(&["/bin/sh"], 24, 80);
-    leaving.send("sleep 4002 &\n");
-    leaving.send("echo \"left $((40+2))\"\n");
-    leaving.hear("left 42");
-    leaving.send("exit\n");
-    leaving.finish();
+    // The terminal ends with its shell, whoever else still has it open, silent or talking.
+    for left_behind in ["sleep 4002 &\n", "while echo on and on; do sleep 0.05; done &\n"] {
+        let mut leaving = container.exec_terminal(&["/bin/sh"], 24, 80);
+        leaving.send(left_behind);
+        leaving.send("echo \"left $((40+2))\"\n");
+        leaving.hear("left 42");
+        leaving.send("exit\n");
+        leaving.finish();
+    }
 }
 
 #[test]

@@ -8,7 +8,7 @@ use crate::config::Config;
 use crate::machine::testing;
 use crate::sandbox::plan::Plan;
 use crate::sandbox::{KILLED, LOST, Pod};
-use crate::task::signal;
+use crate::task::{Removal, signal};
 
 const ASKED: &str = "it was asked to";
 
@@ -92,6 +92,27 @@ async fn a_guest_that_falls_silent_after_a_kill_loses_its_machine() {
     pod.supervisor.see_to_the_end_of(&pod.agent, never).await;
     assert_eq!(pod.supervisor.ordered().map(|order| order.how), Some(How::Cut));
     assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
+}
+
+#[tokio::test]
+async fn a_container_that_a_silent_guest_does_not_remove_costs_the_machine_once_it_is_pressed_for() {
+    let pod = Arc::new(silent_pod().await);
+    let patience = Duration::from_secs(10);
+    let ordered = || pod.supervisor.ordered().map(|order| order.how);
+    // Gone in time, or nobody presses, or its turn has not come: the machine is left alone.
+    let (gone, unpressed, early) =
+        (Arc::<Removal>::default(), Arc::<Removal>::default(), Arc::<Removal>::default());
+    gone.begin(&pod);
+    gone.press(&pod);
+    gone.done();
+    unpressed.begin(&pod);
+    early.press(&pod);
+    tokio::time::sleep(patience).await;
+    assert_eq!(ordered(), None);
+    early.begin(&pod);
+    let mut orders = pod.supervisor.0.orders.subscribe();
+    let cut = orders.wait_for(|order| order.is_some_and(|order| order.how == How::Cut));
+    tokio::time::timeout(patience, cut).await.expect("the machine is cut").expect("the supervisor is there");
 }
 
 #[tokio::test]

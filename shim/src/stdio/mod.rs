@@ -27,6 +27,14 @@ use crate::sync::lock;
 const STALL: Duration = Duration::from_secs(2);
 /// Time a process's end may wait for its last words; what goes on writing is some other process.
 const LAST_WORDS: Duration = Duration::from_secs(10);
+/// The same on a terminal, which ends with its process: who holds it besides is not waited for.
+const LAST_WORDS_ON_TERMINAL: Duration = Duration::from_secs(1);
+/// Time the outputs of what has ended may stay open without a word from the guest.
+const QUIET: Duration = Duration::from_secs(10);
+/// The same on a terminal.
+const QUIET_TERMINAL: Duration = Duration::from_millis(100);
+/// For how many times as long they may stay open while the guest talks on.
+const TALKING_ROUNDS: u32 = 5;
 
 /// Stdio that could not be connected.
 #[derive(Debug, thiserror::Error)]
@@ -116,6 +124,7 @@ impl Fifos {
             stream(machine, "stderr", ids.stderr),
         )?;
         let mut io = Io::default();
+        io.terminal = self.terminal;
         if let (Some((fifo, keeper)), Some(stream)) = (self.stdin, stdin) {
             io.keeper = Mutex::new(Some(keeper));
             io.input = Some(tokio::spawn(pump::input(fifo, stream, !self.terminal)).abort_handle());
@@ -139,6 +148,7 @@ pub struct Io {
     open: watch::Sender<usize>,
     /// How far the output is.
     progress: Arc<Progress>,
+    terminal: bool,
 }
 
 /// How far a process's outputs are.
@@ -180,12 +190,13 @@ impl Io {
     /// A process's end is told only after this: some versions of containerd close their ends of the fifos as soon as they
     /// hear of it, and what was still on its way then would be lost.
     pub async fn settle(&self) {
-        let _ = tokio::time::timeout(LAST_WORDS, self.run_dry()).await;
+        let most = if self.terminal { LAST_WORDS_ON_TERMINAL } else { LAST_WORDS };
+        let _ = tokio::time::timeout(most, self.run_dry()).await;
     }
 
-    /// Waits for the rest of the output, and then ends what has not come to its own end.
+    /// Waits for the rest of the output, for a bounded time, and then ends what has not come to its own end.
     pub async fn drain(&self) {
-        self.run_dry().await;
+        let _ = tokio::time::timeout(LAST_WORDS, self.run_dry()).await;
         self.close_outputs();
     }
 
@@ -196,17 +207,23 @@ impl Io {
         self.open.send_replace(0);
     }
 
-    /// Closes outputs from which the guest has said nothing for the time `quiet`. One whose reader is slow stays open: a
-    /// containerd that is away shall find everything when it comes back.
-    pub async fn close_when_quiet(&self, quiet: Duration) {
+    /// Closes the outputs of a process that has ended, when the guest has said nothing on them for a while, or has talked on
+    /// for too long: that is some other process, or a guest that wants to be waited for. One whose reader is slow stays open:
+    /// a containerd that is away shall find everything when it comes back.
+    pub async fn close_when_quiet(&self) {
+        let quiet = if self.terminal { QUIET_TERMINAL } else { QUIET };
         let mut open = self.open.subscribe();
+        let mut rounds = 0;
         loop {
             let before = self.progress.moved.load(Ordering::Relaxed);
             if tokio::time::timeout(quiet, open.wait_for(|open| *open == 0)).await.is_ok() {
                 return;
             }
-            let held_up = self.progress.held_up.load(Ordering::Relaxed) > 0;
-            if !held_up && self.progress.moved.load(Ordering::Relaxed) == before {
+            if self.progress.held_up.load(Ordering::Relaxed) > 0 {
+                continue;
+            }
+            rounds += 1;
+            if rounds == TALKING_ROUNDS || self.progress.moved.load(Ordering::Relaxed) == before {
                 self.close_outputs();
                 return;
             }

@@ -159,24 +159,54 @@ async fn a_writer_that_goes_on_for_ever_does_not_hold_up_a_processs_end() {
 }
 
 #[tokio::test]
-async fn an_output_that_the_guest_keeps_open_is_closed_when_it_is_quiet_but_not_under_a_slow_reader() {
+async fn a_terminal_is_closed_when_it_is_quiet_but_not_under_a_slow_reader() {
     let directory = tempfile::tempdir().unwrap();
     let path = fifo(directory.path(), "stdout");
     let mut reader = pipe::OpenOptions::new().open_receiver(&path).unwrap();
     let (host, mut guest) = UnixStream::pair().unwrap();
-    let io = Arc::new(Io::default());
+    let io = Arc::new(terminal());
     io.copy_output(host, output("stdout", &path).unwrap());
     // More than the fifo holds.
     guest.write_all(&[7; 100_000]).await.unwrap();
     let closing = tokio::spawn({
         let io = Arc::clone(&io);
-        async move { io.close_when_quiet(Duration::from_millis(50)).await }
+        async move { io.close_when_quiet().await }
     });
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    tokio::time::sleep(QUIET_TERMINAL * TALKING_ROUNDS * 2).await;
     assert!(!closing.is_finished(), "containerd may come back for the rest");
     let mut all = Vec::new();
     tokio::time::timeout(STALL, reader.read_to_end(&mut all)).await.unwrap().unwrap();
     assert_eq!(all.len(), 100_000);
     closing.await.unwrap();
     drop(guest);
+}
+
+/// A background process that writes on when the shell has ended: the terminal ends with the shell.
+#[tokio::test]
+async fn a_terminal_on_which_somebody_talks_on_is_closed_soon_after_its_process() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = fifo(directory.path(), "stdout");
+    let mut reader = pipe::OpenOptions::new().open_receiver(&path).unwrap();
+    let (host, mut guest) = UnixStream::pair().unwrap();
+    let io = terminal();
+    io.copy_output(host, output("stdout", &path).unwrap());
+    let talking = tokio::spawn(async move {
+        while guest.write_all(b"x\n").await.is_ok() {
+            tokio::time::sleep(QUIET_TERMINAL / 10).await;
+        }
+    });
+    let reading = tokio::spawn(async move { reader.read_to_end(&mut Vec::new()).await });
+    let end = async {
+        io.settle().await;
+        io.close_when_quiet().await;
+    };
+    tokio::time::timeout(LAST_WORDS, end).await.expect("it ends though somebody talks");
+    reading.await.unwrap().unwrap();
+    talking.await.unwrap();
+}
+
+fn terminal() -> Io {
+    let mut io = Io::default();
+    io.terminal = true;
+    io
 }

@@ -5,9 +5,7 @@ use containerd_shim_protos::events::task::TaskExecStarted;
 use ravelin_proto::agent::ExecRequest;
 
 use super::kill::{KILL, kill, remove_from_guest};
-use super::{
-    CLOSING_TERMINAL, Container, deleted_or_gone, exit_event, finished, precondition, resize, status,
-};
+use super::{Container, deleted_or_gone, exit_event, finished, precondition, resize, status};
 use crate::error::TaskError;
 use crate::events::Publisher;
 use crate::process::{Exit, Life, Phase};
@@ -128,7 +126,7 @@ impl Exec {
             if exec.paths.terminal
                 && let Some(io) = exec.io()
             {
-                io.close_when_quiet(CLOSING_TERMINAL).await;
+                io.close_when_quiet().await;
             }
         });
     }
@@ -143,15 +141,14 @@ impl Exec {
             Phase::Created => return Err(precondition("process not created")),
             _ => {}
         }
-        let first = signal == KILL && !self.killed.swap(true, Ordering::AcqRel);
-        kill(&container.pod, &container.id, &self.id, signal, false).await?;
-        if first {
+        // Whatever the guest answers: it may refuse, or say what is not so.
+        if signal == KILL && !self.killed.swap(true, Ordering::AcqRel) {
             let (exec, container) = (Arc::clone(self), Arc::clone(container));
             tokio::spawn(async move {
                 container.pod.supervisor.see_to_the_end_of(container.agent(), exec.life.ended()).await;
             });
         }
-        Ok(())
+        kill(&container.pod, &container.id, &self.id, signal, false).await
     }
 
     /// Gives the terminal another size.

@@ -4,6 +4,7 @@ mod counters;
 mod create;
 mod exec;
 mod kill;
+mod removal;
 
 pub use create::{Neighbours, Request, create, judge};
 pub use exec::Exec;
@@ -32,13 +33,10 @@ use crate::sync::lock;
 #[cfg(test)]
 pub(crate) use kill::kill as signal;
 use kill::{KILL, kill, remove_from_guest};
+pub(crate) use removal::Removal;
 
 /// Time the carrying back of termination logs may take before the exit is told.
 const COLLECT_DEADLINE: Duration = Duration::from_secs(10);
-/// Time the outputs of a container that has ended may stay open without a word from the guest.
-const SILENT_OUTPUT: Duration = Duration::from_secs(10);
-/// Time a terminal has to give its last words when its process has ended.
-const CLOSING_TERMINAL: Duration = Duration::from_millis(100);
 
 /// What belongs to a container's first process alone.
 #[derive(Debug)]
@@ -67,6 +65,7 @@ pub struct Container {
     oom_told: AtomicBool,
     /// SIGKILL was sent to all that it is.
     killed: AtomicBool,
+    removal: Arc<Removal>,
     /// Its limits.
     asked: Mutex<Asked>,
     /// What the guest last said of its use.
@@ -90,6 +89,7 @@ impl Container {
             execs: Mutex::default(),
             oom_told: AtomicBool::new(false),
             killed: AtomicBool::new(false),
+            removal: Arc::default(),
             asked: Mutex::new(init.asked),
             counters: Mutex::default(),
             turn: tokio::sync::Mutex::default(),
@@ -167,8 +167,7 @@ impl Container {
             publisher.publish(&exit_event(&container.id, &container.id, container.pid(), exit));
             // containerd waits for the end of the outputs before it deletes the container. With the first process all
             // others have ended; a guest that keeps an output open all the same is not waited for.
-            let quiet = if container.terminal { CLOSING_TERMINAL } else { SILENT_OUTPUT };
-            container.io.close_when_quiet(quiet).await;
+            container.io.close_when_quiet().await;
         });
     }
 
@@ -208,17 +207,19 @@ impl Container {
     /// When it has ended, or there is no such signal.
     pub async fn kill(self: &Arc<Self>, signal: u32, all: bool) -> Result<(), TaskError> {
         if self.life.exit().is_some() {
+            if signal == KILL {
+                self.removal.press(&self.pod);
+            }
             return Err(finished());
         }
-        let first = signal == KILL && !self.killed.swap(true, Ordering::AcqRel);
-        kill(&self.pod, &self.id, "", signal, all).await?;
-        if first {
+        // Whatever the guest answers: it may refuse, or say what is not so.
+        if signal == KILL && !self.killed.swap(true, Ordering::AcqRel) {
             let container = Arc::clone(self);
             tokio::spawn(async move {
                 container.pod.supervisor.see_to_the_end_of(container.agent(), container.life.ended()).await;
             });
         }
-        Ok(())
+        kill(&self.pod, &self.id, "", signal, all).await
     }
 
     /// Freezes every process, or lets them go on.
@@ -303,7 +304,11 @@ impl Container {
         let Some(exit) = self.life.exit() else {
             return Err(TaskError::Failed(format!("the container {} does not end after SIGKILL", self.id)));
         };
+        self.removal.begin(&self.pod);
         let _turn = self.turn.lock().await;
+        if self.removal.is_done() {
+            return Err(TaskError::NotFound(format!("container {}", self.id)));
+        }
         self.io.drain().await;
         let execs = std::mem::take(&mut *self.execs());
         for exec in execs.into_values() {
@@ -315,6 +320,7 @@ impl Container {
         self.pod.volumes.container_removed(&self.id).await;
         let layers = std::mem::take(&mut *lock(&self.layers));
         self.pod.extents.release(self.agent(), layers).await;
+        self.removal.done();
         self.pod.layers.collect();
         let mut event = TaskDelete::new();
         event.container_id.clone_from(&self.id);
