@@ -13,7 +13,7 @@ use crate::agent::Agent;
 use crate::config::Config;
 use crate::extents::Extents;
 use crate::rootfs::LayerStore;
-use crate::volumes::{PodPaths, PodVolumes};
+use crate::volumes::{Guest, PodPaths, PodVolumes};
 
 /// Pids of 64-bit Linux are below this (`PID_MAX_LIMIT`).
 const PID_MAX_LIMIT: u32 = 1 << 22;
@@ -55,7 +55,7 @@ impl Pod {
             roots: config.roots.clone(),
             files: plan.files.clone(),
             volumes: PodVolumes::new(
-                agent.client(),
+                Guest::new(agent.client(), config.call_deadline()),
                 PodPaths {
                     sandbox_id: plan.sandbox_id.clone(),
                     pod_uid: plan.pod_uid.clone(),

@@ -8,8 +8,6 @@ use tonic::transport::Channel;
 
 use crate::volumes::VolumeError;
 
-/// Time the agent has for one volume.
-const DEADLINE: Duration = Duration::from_secs(30);
 /// Longest message of the agent's that is passed on, in characters.
 const MAX_MESSAGE: usize = 512;
 
@@ -36,7 +34,10 @@ impl VolumeCalls for AgentClient<Channel> {
 
 /// The guest as volumes see it: every call has a deadline, and what it answers is bounded.
 #[derive(Clone)]
-pub struct Guest(Arc<dyn VolumeCalls>);
+pub struct Guest {
+    calls: Arc<dyn VolumeCalls>,
+    deadline: Duration,
+}
 
 impl std::fmt::Debug for Guest {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -44,16 +45,15 @@ impl std::fmt::Debug for Guest {
     }
 }
 
-impl<T: VolumeCalls + 'static> From<T> for Guest {
-    fn from(calls: T) -> Self {
-        Self(Arc::new(calls))
-    }
-}
-
 impl Guest {
+    /// A guest whose agent has the time `deadline` for one volume.
+    pub fn new(calls: impl VolumeCalls + 'static, deadline: Duration) -> Self {
+        Self { calls: Arc::new(calls), deadline }
+    }
+
     /// `path` is named in the error.
     pub(super) async fn push(&self, path: &str, request: PushVolumeRequest) -> Result<(), VolumeError> {
-        within(path, self.0.push(request)).await
+        self.within(path, self.calls.push(request)).await
     }
 
     /// The last words of a volume that containers may write: at most `max_bytes`, whatever the agent sends. The guest
@@ -65,19 +65,23 @@ impl Guest {
         max_bytes: u32,
     ) -> Result<Vec<u8>, VolumeError> {
         let request = ReadVolumeRequest { volume: volume.to_owned(), max_bytes, remove: true };
-        let mut data = within(path, self.0.read(request)).await?;
+        let mut data = self.within(path, self.calls.read(request)).await?;
         data.truncate(usize::try_from(max_bytes).unwrap_or(usize::MAX));
         Ok(data)
     }
-}
 
-async fn within<T>(path: &str, call: impl Future<Output = Result<T, String>>) -> Result<T, VolumeError> {
-    let answer = match tokio::time::timeout(DEADLINE, call).await {
-        Ok(answer) => answer,
-        Err(_) => Err(format!("its agent did not answer within {} s", DEADLINE.as_secs())),
-    };
-    answer.map_err(|message| VolumeError::Push {
-        path: path.to_owned(),
-        message: message.chars().filter(|c| !c.is_control()).take(MAX_MESSAGE).collect(),
-    })
+    async fn within<T>(
+        &self,
+        path: &str,
+        call: impl Future<Output = Result<T, String>>,
+    ) -> Result<T, VolumeError> {
+        let answer = match tokio::time::timeout(self.deadline, call).await {
+            Ok(answer) => answer,
+            Err(_) => Err(format!("its agent did not answer within {} s", self.deadline.as_secs())),
+        };
+        answer.map_err(|message| VolumeError::Push {
+            path: path.to_owned(),
+            message: message.chars().filter(|c| !c.is_control()).take(MAX_MESSAGE).collect(),
+        })
+    }
 }

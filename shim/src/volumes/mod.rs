@@ -99,19 +99,12 @@ struct Shared {
     pushed: Mutex<HashMap<String, Arc<Pushed>>>,
     /// Termination logs by container, open since the container's creation.
     logs: Mutex<HashMap<String, Vec<TerminationLog>>>,
-    changes: watch::Changes,
 }
 
 impl PodVolumes {
     /// The volumes of a pod whose agent is reached through `guest`. Must be called inside a tokio runtime.
-    pub fn new(guest: impl Into<Guest>, paths: PodPaths) -> Self {
-        let shared = Arc::new(Shared {
-            guest: guest.into(),
-            paths,
-            pushed: Mutex::default(),
-            logs: Mutex::default(),
-            changes: watch::Changes::default(),
-        });
+    pub fn new(guest: Guest, paths: PodPaths) -> Self {
+        let shared = Arc::new(Shared { guest, paths, pushed: Mutex::default(), logs: Mutex::default() });
         Self { shared, watcher: Mutex::default() }
     }
 

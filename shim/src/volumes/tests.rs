@@ -14,7 +14,7 @@ use ravelin_proto::agent::{Empty, MountSource, PushVolumeRequest, ReadVolumeRequ
 use serde_json::json;
 
 use super::guest::VolumeCalls;
-use super::{PodPaths, PodVolumes, VolumeError, tree};
+use super::{Guest, PodPaths, PodVolumes, VolumeError, tree};
 
 /// A guest that remembers what it was told.
 #[derive(Clone, Default)]
@@ -69,7 +69,7 @@ impl Node {
             roots: Roots { kubelet: vec![root("kubelet")], containerd: vec![root("containerd")] },
         };
         let guest = Fake::default();
-        let volumes = PodVolumes::new(guest.clone(), paths);
+        let volumes = PodVolumes::new(Guest::new(guest.clone(), Duration::from_secs(30)), paths);
         Self { dir, guest, volumes }
     }
 

@@ -1,28 +1,21 @@
 //! Keeps pushed volumes in step with the host.
 
-use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use prost::Message;
+use ravelin_policy::Roots;
 use ravelin_proto::agent::PushVolumeRequest;
-use rustix::fs::OFlags;
-use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
+use rustix::fs::{AtFlags, OFlags, Stat, fstat, statat};
+use rustix::io::Errno;
 use sha2::{Digest, Sha256};
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
 use tokio::sync::Mutex;
 
 use super::{Shared, VolumeError, host, tree};
-use crate::sync::{blocking, lock};
+use crate::sync::{Cancelled, blocking, lock};
 
-/// Changes come in bursts; they are waited out this long.
-const SETTLE: Duration = Duration::from_millis(100);
-/// Pause before a push that failed is tried again.
-const RETRY: Duration = Duration::from_secs(5);
-/// How often volumes are looked at where the host has no inotify instance to spare.
-const POLL: Duration = Duration::from_secs(15);
+/// How often volumes are looked at.
+const POLL: Duration = if cfg!(test) { Duration::from_millis(50) } else { Duration::from_secs(10) };
 /// Largest push: the agent refuses more than 4 MiB.
 const MAX_MESSAGE: usize = ravelin_proto::MAX_MESSAGE_BYTES - (64 << 10);
 
@@ -34,8 +27,15 @@ pub(super) struct Pushed {
     pub name: String,
     /// It follows the host.
     pub keep_in_step: bool,
-    /// Digest of what the guest has; one push at a time.
-    last: Mutex<Option<[u8; 32]>>,
+    /// What the guest has; one push at a time.
+    last: Mutex<Option<Last>>,
+}
+
+/// A push that was done.
+#[derive(Debug)]
+struct Last {
+    digest: [u8; 32],
+    stamp: Option<Stamp>,
 }
 
 impl Pushed {
@@ -61,11 +61,8 @@ impl Pushed {
         }
         // What is not kept in step, a subPath, belongs to one container's mount. Its next incarnation finds what the
         // kubelet has bound there by then.
-        if self.keep_in_step {
-            // Before the content is read, so that no change is missed.
-            shared.changes.watch(&self.path, shared);
-        }
-        self.push(shared, &mut last).await
+        let stamp = self.stamp(shared).await;
+        self.push(shared, &mut last, stamp).await
     }
 
     /// Pushes the volume again if it has changed.
@@ -74,11 +71,25 @@ impl Pushed {
         if !self.keep_in_step || last.is_none() {
             return Ok(());
         }
-        shared.changes.watch(&self.path, shared);
-        self.push(shared, &mut last).await
+        let stamp = self.stamp(shared).await;
+        if stamp.is_some() && last.as_ref().is_some_and(|last| last.stamp == stamp) {
+            return Ok(());
+        }
+        self.push(shared, &mut last, stamp).await
     }
 
-    async fn push(&self, shared: &Arc<Shared>, last: &mut Option<[u8; 32]>) -> Result<(), VolumeError> {
+    async fn stamp(&self, shared: &Arc<Shared>) -> Option<Stamp> {
+        let (path, shared) = (self.path.clone(), Arc::clone(shared));
+        blocking(move || Ok::<_, Cancelled>(Stamp::of(&path, &shared.paths.roots))).await.ok().flatten()
+    }
+
+    /// Pushes what differs from what the guest has. `stamp` was taken before, so that no change is missed.
+    async fn push(
+        &self,
+        shared: &Arc<Shared>,
+        last: &mut Option<Last>,
+        stamp: Option<Stamp>,
+    ) -> Result<(), VolumeError> {
         let (path, paths) = (self.path.clone(), Arc::clone(shared));
         let tree = blocking(move || tree::read(&path, &paths.paths.roots)).await?;
         let request = PushVolumeRequest {
@@ -94,107 +105,55 @@ impl Pushed {
             });
         }
         let digest: [u8; 32] = Sha256::digest(request.encode_to_vec()).into();
-        if *last != Some(digest) {
+        if last.as_ref().is_none_or(|last| last.digest != digest) {
             shared.guest.push(&self.path, request).await?;
-            *last = Some(digest);
         }
+        *last = Some(Last { digest, stamp });
         Ok(())
     }
 }
 
-/// The host's word that something has changed.
-#[derive(Debug, Default)]
-pub(super) struct Changes {
-    /// Made for the first volume that can change: the host has few (`fs.inotify.max_user_instances`). `None` where it has none
-    /// to spare.
-    inotify: OnceLock<Option<AsyncFd<OwnedFd>>>,
+/// What tells that a volume has changed without reading it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Stamp {
+    itself: Identity,
+    /// The link that the kubelet's atomic writer replaces.
+    data: Option<Identity>,
 }
 
-impl Changes {
-    /// Must be called inside a tokio runtime.
-    fn inotify(&self) -> Option<&AsyncFd<OwnedFd>> {
-        self.inotify.get_or_init(Self::start).as_ref()
-    }
+/// A file and its last change.
+type Identity = (u64, u64, i64, u64);
 
-    fn start() -> Option<AsyncFd<OwnedFd>> {
-        inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)
-            .map_err(std::io::Error::from)
-            .and_then(|fd| {
-                // SAFETY: the AsyncFd owns the descriptor, which nobody else closes, and an OwnedFd never changes its
-                // number.
-                unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }.map_err(Into::into)
-            })
-            .inspect_err(|error| {
-                tracing::warn!("volumes are polled, for want of an inotify instance: {error}");
-            })
-            .ok()
-    }
-
-    /// Watches a directory or file; watching it again changes nothing, unless another file has taken its place.
-    fn watch(&self, path: &str, shared: &Shared) {
-        let Some(inotify) = self.inotify() else { return };
-        let flags = WatchFlags::MODIFY
-            | WatchFlags::CLOSE_WRITE
-            | WatchFlags::ATTRIB
-            | WatchFlags::CREATE
-            | WatchFlags::DELETE
-            | WatchFlags::MOVED_FROM
-            | WatchFlags::MOVED_TO
-            | WatchFlags::MOVE_SELF
-            | WatchFlags::DELETE_SELF;
-        let watched = host::open(path, &shared.paths.roots, OFlags::PATH).and_then(|file| {
-            // The very file that was opened, whatever its path leads to by now.
-            let opened = format!("/proc/self/fd/{}", file.as_raw_fd());
-            Ok(inotify::add_watch(inotify.get_ref(), opened, flags)?)
-        });
-        if let Err(error) = watched {
-            tracing::debug!(path, "cannot watch a volume: {error}");
-        }
-    }
-
-    /// Waits for the next change.
-    async fn next(&self) {
-        let Some(inotify) = self.inotify() else {
-            tokio::time::sleep(POLL).await;
-            return;
-        };
-        let read = inotify.async_io(Interest::READABLE, |fd| {
-            let mut buffer = [MaybeUninit::uninit(); 4096];
-            // Which file it was does not matter: all are compared with what the guest has.
-            inotify::Reader::new(fd, &mut buffer).next().map(drop).map_err(Into::into)
-        });
-        if read.await.is_err() {
-            tokio::time::sleep(POLL).await;
+impl Stamp {
+    /// The stamp of a file or of a volume that is written atomically; of another directory only its content tells.
+    fn of(path: &str, roots: &Roots) -> Option<Self> {
+        let file = host::open(path, roots, OFlags::PATH).ok()?;
+        let itself = identity(&fstat(&file).ok()?);
+        let data = statat(&file, "..data", AtFlags::SYMLINK_NOFOLLOW);
+        match data {
+            Ok(data) => Some(Self { itself, data: Some(identity(&data)) }),
+            Err(Errno::NOTDIR) => Some(Self { itself, data: None }),
+            Err(_) => None,
         }
     }
 }
 
-/// Pushes what changes, until it is aborted.
+fn identity(stat: &Stat) -> Identity {
+    (stat.st_dev, stat.st_ino, stat.st_ctime, stat.st_ctime_nsec)
+}
+
+/// Pushes what changes, until it is aborted. The host is looked at, not asked to tell: it has few inotify instances, and a
+/// pod without a volume of this kind is rare. The kubelet itself looks once a minute.
 pub(super) async fn keep_in_step(shared: Arc<Shared>) {
-    let mut failed = false;
     loop {
-        if failed {
-            let _ = tokio::time::timeout(RETRY, shared.changes.next()).await;
-        } else {
-            shared.changes.next().await;
-        }
-        // Until it has been quiet for a moment, but not for ever.
-        for _ in 0..10 {
-            if tokio::time::timeout(SETTLE, shared.changes.next()).await.is_err() {
-                break;
-            }
-        }
-        failed = false;
+        tokio::time::sleep(POLL).await;
         let all: Vec<_> = lock(&shared.pushed).values().cloned().collect();
         for volume in all {
             match volume.refresh(&shared).await {
                 Ok(()) => {}
                 // The kubelet takes volumes away before the pod is gone.
                 Err(VolumeError::Read { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {}
-                Err(error) => {
-                    tracing::warn!("a volume is not up to date in the pod's machine: {error}");
-                    failed |= matches!(error, VolumeError::Push { .. });
-                }
+                Err(error) => tracing::warn!("a volume is not up to date in the pod's machine: {error}"),
             }
         }
     }
