@@ -4,13 +4,16 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, StatxFlags, statx};
+use rustix::fs::{AtFlags, StatxFlags, fstatfs, statx};
 use sha2::{Digest, Sha256};
 
 use super::RootfsError;
 
 /// Changes whenever images are made in another way, so that none of the old ones is used.
 const FORMAT: &[u8] = b"ravelin layer 2";
+
+/// linux/magic.h
+const FUSE: i64 = 0x6573_5546;
 
 /// What names a snapshot directory for good: not only its path, which may be used again.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,14 +25,23 @@ pub(super) struct Identity {
 }
 
 pub(super) fn identify(directory: &Path) -> Result<Identity, RootfsError> {
-    of(directory).map_err(|source| RootfsError::Source { path: directory.to_owned(), source })
+    let failed = |source| RootfsError::Source { path: directory.to_owned(), source };
+    let path = directory.canonicalize().map_err(failed)?;
+    let file = File::open(&path).map_err(failed)?;
+    let system = fstatfs(&file).map_err(|errno| failed(errno.into()))?;
+    // Its content comes when it is read: an image of it would fetch all that the snapshotter is there to leave where it is.
+    if system.f_type == FUSE {
+        return Err(RootfsError::NotSupported(format!(
+            "a layer that a remote snapshotter serves through FUSE ({}); use the overlayfs or native snapshotter",
+            directory.display()
+        )));
+    }
+    of(path, &file).map_err(failed)
 }
 
-fn of(directory: &Path) -> io::Result<Identity> {
-    let path = directory.canonicalize()?;
-    let file = File::open(&path)?;
+fn of(path: PathBuf, file: &File) -> io::Result<Identity> {
     let wanted = StatxFlags::BASIC_STATS | StatxFlags::BTIME;
-    let stat = statx(&file, "", AtFlags::EMPTY_PATH, wanted)?;
+    let stat = statx(file, "", AtFlags::EMPTY_PATH, wanted)?;
     if u32::from(stat.stx_mode) & libc::S_IFMT != libc::S_IFDIR {
         return Err(io::ErrorKind::NotADirectory.into());
     }

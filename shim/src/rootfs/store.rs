@@ -204,6 +204,7 @@ impl Maker<'_> {
         entry.write(&place.record).map_err(RootfsError::file("write the record", &place.record))?;
         fs::rename(&place.temporary, &place.image)
             .map_err(RootfsError::file("put in place the layer image", &place.image))?;
+        place.remove_others();
         let layer = open(&place.image, key)?.ok_or_else(|| empty_image(&identity.path))?;
         tracing::info!(
             source = %identity.path.display(),
