@@ -37,6 +37,10 @@ fn every_versions_start_gets_a_shim_that_ends_when_it_is_not_needed() {
         let shim = Shim::start(&host, bootstrap);
         let pid = shim.connect();
         assert!(pid > 1, "{bootstrap:?}");
+        for service in ["grpc.health.v1.Health", "containerd.services.streaming.v1.Streaming"] {
+            let (code, words) = shim.refuses(service, "Check");
+            assert_eq!(code, Code::UNIMPLEMENTED, "{service}: {words}");
+        }
         shim.goodbye(pid);
     }
 }
@@ -60,6 +64,7 @@ fn a_tasks_life_is_told_in_order_and_refused_out_of_order() {
     assert_eq!(shim.state("short", "").as_deref(), Ok("STOPPED"));
     assert_eq!(code(shim.start_process("short", "")), Code::FAILED_PRECONDITION);
     assert_eq!(code(shim.kill("short", "", 15)), Code::NOT_FOUND);
+    assert_eq!(code(shim.kill("short", "", 0)), Code::NOT_FOUND);
     // The counters of the dead are asked for: containerd tells by them who was killed for memory.
     stats(&shim, "short");
     assert_eq!(shim.wait("short", ""), Ok(7), "a wait after the end");
@@ -117,6 +122,9 @@ fn a_tasks_life_is_told_in_order_and_refused_out_of_order() {
     assert!(!shim.tasks().pids(context(), &pids).expect("it has processes").processes.is_empty());
     assert_eq!(code(shim.delete("long", "")), Code::FAILED_PRECONDITION);
     output.says("begun\n");
+    // As kill(2): whether it is there.
+    shim.kill("long", "", 0).expect("it is there");
+    assert_eq!(shim.state("long", "").as_deref(), Ok("RUNNING"));
     shim.kill("long", "", 9).expect("it can be killed");
     assert_eq!(shim.wait("long", ""), Ok(137));
     assert_eq!(output.whole().0, "begun\n");
@@ -153,7 +161,15 @@ fn a_tasks_life_is_told_in_order_and_refused_out_of_order() {
         "hungry",
         &["create hungry", "start hungry", "oom hungry", "exit hungry 137", "delete hungry"],
     );
-    shim.remove_sandbox();
+    // A sandbox that is deleted before its containers takes them along, and they can be deleted afterwards.
+    let output = shim.create("late", IDLE).expect("a container");
+    shim.start_process("late", "").expect("it starts");
+    output.says("begun\n");
+    let pid = shim.connect();
+    shim.end_sandbox();
+    assert_eq!(shim.wait("late", ""), Ok(137));
+    assert_eq!(shim.delete("late", "").expect("it can be deleted").exit_status, 137);
+    shim.goodbye(pid);
     let id = shim.id.as_str();
     let events =
         [format!("create {id}"), format!("start {id}"), format!("exit {id} 137"), format!("delete {id}")];

@@ -54,6 +54,7 @@ pub struct Shim<'h> {
     /// The address that `start` answered with.
     pub address: String,
     folder: PathBuf,
+    bootstrap: Bootstrap,
     tasks: TaskClient,
     told: Arc<Mutex<Vec<String>>>,
     events: Option<ttrpc::Server>,
@@ -136,7 +137,16 @@ impl<'h> Shim<'h> {
         let address = run_start(&bundle, &id, &socket, bootstrap);
         let client =
             Client::connect(&address).unwrap_or_else(|error| panic!("no shim at {address}: {error}"));
-        Self { _host: host, id, address, folder, tasks: TaskClient::new(client), told, events: Some(events) }
+        Self {
+            _host: host,
+            id,
+            address,
+            folder,
+            bootstrap,
+            tasks: TaskClient::new(client),
+            told,
+            events: Some(events),
+        }
     }
 
     /// The generated client, for calls that have no helper here.
@@ -176,7 +186,7 @@ impl<'h> Shim<'h> {
         make_bundle(&bundle, &spec);
         let socket = format!("unix://{}", self.folder.join("events.sock").display());
         assert_eq!(
-            run_start(&bundle, id, &socket, Bootstrap::Nothing),
+            run_start(&bundle, id, &socket, self.bootstrap),
             self.address,
             "a container joins its sandbox"
         );
@@ -219,6 +229,20 @@ impl<'h> Shim<'h> {
         process.value = process_spec(&["/bin/sh", "-c", script]).to_string().into_bytes();
         request.spec = MessageField::some(process);
         self.tasks.exec(patience(), &request).map(|_| output).map_err(refusal)
+    }
+
+    /// Calls a method of a service that the shim has not.
+    ///
+    /// # Panics
+    /// When it is answered all the same.
+    #[track_caller]
+    pub fn refuses(&self, service: &str, method: &str) -> Refusal {
+        let client = Client::connect(&self.address).expect("the shim listens");
+        let mut request = ttrpc::Request::new();
+        request.service = service.to_owned();
+        request.method = method.to_owned();
+        request.timeout_nano = i64::try_from(PATIENCE.as_nanos()).unwrap_or(i64::MAX);
+        refusal(client.request(request).expect_err("there is no such service"))
     }
 
     /// Start; the pid.
@@ -274,10 +298,16 @@ impl<'h> Shim<'h> {
     #[track_caller]
     pub fn remove_sandbox(&self) {
         let pid = self.connect();
+        self.end_sandbox();
+        self.goodbye(pid);
+    }
+
+    /// Kills and deletes the sandbox's task; the shim lives on.
+    #[track_caller]
+    pub fn end_sandbox(&self) {
         self.kill(&self.id, "", 9).expect("the sandbox can be killed");
         assert_eq!(self.wait(&self.id, ""), Ok(137));
         self.delete(&self.id, "").expect("the sandbox can be deleted");
-        self.goodbye(pid);
     }
 
     /// Shutdown; expects the shim's process, its socket and its state to go.
@@ -476,7 +506,12 @@ fn run_start(bundle: &Path, id: &str, events: &str, bootstrap: Bootstrap) -> Str
     assert!(done.status.success(), "start failed: {out}{err}");
     // containerd takes both outputs together for the answer.
     assert_eq!(err, "", "start wrote to its standard error output");
-    out.trim().to_owned()
+    if bootstrap != Bootstrap::Params {
+        return out.trim().to_owned();
+    }
+    let result: Value = serde_json::from_str(&out).unwrap_or_else(|error| panic!("{error} in {out}"));
+    assert_eq!((&result["version"], &result["protocol"]), (&json!(3), &json!("ttrpc")), "{out}");
+    result["address"].as_str().expect("an address").to_owned()
 }
 
 fn make_netns(name: &str) {

@@ -4,7 +4,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use containerd_shim_protos::api::DeleteResponse;
 use protobuf::{Message, MessageField};
@@ -22,10 +22,11 @@ use crate::state::{self, ProcessRef, State, StateDir};
 const KILLED: u32 = 128 + 9;
 /// Time a shim that is on its way out has to get there by itself.
 const GRACE: Duration = Duration::from_secs(1);
-/// Time the clean-up may take; containerd gives the whole command five seconds.
-const DEADLINE: Duration = Duration::from_secs(4);
+/// Time that all may take together; containerd gives the command five seconds.
+const DEADLINE: Duration = Duration::from_millis(4500);
 
 pub(super) fn run(args: &Args) -> Result<(), CliError> {
+    let until = Instant::now() + DEADLINE;
     check(args)?;
     let bundle = if args.bundle.is_empty() { PathBuf::from(".") } else { PathBuf::from(&args.bundle) };
     let directory = StateDir::new(Path::new(state::ROOT), &args.id);
@@ -33,9 +34,12 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
     // A container leaves nothing of its own on the host. Without a spec to tell, the state does.
     let is_container =
         spec::load(&bundle).is_ok_and(|spec| matches!(spec::kind(&spec), Ok(Kind::Container { .. })));
-    if !is_container && let Ok(Some(state)) = directory.load() {
+    if !is_container
+        && let Some(state) = directory.load().map_err(CliError::system("read the pod's state"))?
+    {
         pid = state.machine.map_or(0, |machine| machine.pid);
-        clean(&state)?;
+        // What is not done is kept in mind: the state stays, and its user id is nobody else's.
+        clean(&state, until)?;
         directory.remove().map_err(CliError::system("remove the pod's state"))?;
     }
     let mut response = DeleteResponse::new();
@@ -45,7 +49,7 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
     print(&response.write_to_bytes().map_err(CliError::Encode)?)
 }
 
-fn clean(state: &State) -> Result<(), CliError> {
+fn clean(state: &State, until: Instant) -> Result<(), CliError> {
     if let Some(shim) = state.shim {
         end(shim);
     }
@@ -53,14 +57,15 @@ fn clean(state: &State) -> Result<(), CliError> {
         .enable_all()
         .build()
         .map_err(CliError::system("start the runtime"))?;
-    runtime.block_on(async {
-        let _ = tokio::time::timeout(DEADLINE, sandbox::remove_remains(state)).await;
+    let cleaned = runtime.block_on(async {
+        let work = sandbox::remove_remains(state);
+        tokio::time::timeout_at(until.into(), work).await.unwrap_or_else(|late| Err(late.into()))
     });
     runtime.shutdown_background();
     if state.socket.is_absolute() {
         let _ = fs::remove_file(&state.socket);
     }
-    Ok(())
+    cleaned.map_err(CliError::system("remove what is left of the pod"))
 }
 
 /// Waits for a shim's end, and brings it about if it does not come.

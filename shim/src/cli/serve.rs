@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::start::LISTENER_FD;
@@ -30,6 +31,7 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
     let socket = PathBuf::from(args.socket.strip_prefix("unix://").unwrap_or(&args.socket));
     logging::init(Path::new("log"), args.debug);
     std::panic::set_hook(Box::new(|panic| tracing::error!("the shim failed: {panic}")));
+    raise_descriptor_limit();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(16)
@@ -43,6 +45,13 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
         tracing::error!(sandbox = args.id, "the shim ends: {}", chain(error));
     }
     served
+}
+
+/// The soft limit on descriptors is for programs that use select(2); containerd's may be as low as systemd's 1024.
+fn raise_descriptor_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    // Whoever may not raise it keeps what there is.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
 }
 
 /// Tells `start`, which waits for the end of our standard error output, that the daemon serves. From here on errors go

@@ -1,6 +1,7 @@
 //! `start`: answers with the address of the shim that serves a container, after starting it if it is a sandbox's.
 //!
-//! containerd reads both outputs to their ends, so the daemon gets neither, and nothing but the address is written.
+//! containerd reads both outputs to their ends, so the daemon gets neither, and nothing but the answer is written: an
+//! address, or what 2.x calls a bootstrap result.
 
 use std::fs;
 use std::io::{self, PipeReader};
@@ -24,8 +25,6 @@ use crate::spec::{self, Kind};
 
 /// Where shims' sockets are unless containerd says otherwise.
 const SOCKET_DIR: &str = "/run/containerd/s";
-/// Time the daemon has until it serves.
-const SERVE_DEADLINE: Duration = Duration::from_secs(30);
 /// Longest error of the daemon's that is passed on, in bytes.
 const MAX_WORDS: usize = 2048;
 /// The descriptor on which a daemon finds its listening socket.
@@ -38,11 +37,9 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
     let bundle = std::env::current_dir().map_err(CliError::system("find the bundle"))?;
     let socket_dir = PathBuf::from(input.socket_dir.as_deref().unwrap_or(SOCKET_DIR));
     if is_of_the_sandbox_api(&bundle) {
-        Config::load(Path::new(config::DEFAULT_PATH))?;
-        let address = start_daemon(args, &input, &socket_dir)?;
-        return print(
-            json!({ "version": 3, "address": address, "protocol": "ttrpc" }).to_string().as_bytes(),
-        );
+        let config = Config::load(Path::new(config::DEFAULT_PATH))?;
+        let address = start_daemon(args, &input, &socket_dir, config.call_deadline())?;
+        return print(&result(&address));
     }
     let spec = spec::load(&bundle)?;
     let address = match spec::kind(&spec)? {
@@ -55,14 +52,20 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
         }
         Kind::Sandbox => {
             // The daemon reads it again; here its errors reach the user.
-            Config::load(Path::new(config::DEFAULT_PATH))?;
-            start_daemon(args, &input, &socket_dir)?
+            let config = Config::load(Path::new(config::DEFAULT_PATH))?;
+            start_daemon(args, &input, &socket_dir, config.call_deadline())?
         }
     };
     // containerd 1.6 and 1.7 look for it when they restart.
     let file = bundle.join("address");
     fs::write(&file, &address).map_err(CliError::system("write the shim's address into the bundle"))?;
-    print(address.as_bytes())
+    // Versions before 2 understand nothing but the address.
+    if input.modern { print(&result(&address)) } else { print(address.as_bytes()) }
+}
+
+/// containerd's `BootstrapResult` as JSON: the task API of version 3, over ttrpc.
+fn result(address: &str) -> Vec<u8> {
+    json!({ "version": 3, "address": address, "protocol": "ttrpc" }).to_string().into_bytes()
 }
 
 /// Whether containerd's sandbox API begins with this bundle. Such a bundle holds no spec; and what is answered must say
@@ -83,7 +86,13 @@ fn address(path: &Path) -> String {
     format!("unix://{}", path.display())
 }
 
-fn start_daemon(args: &Args, input: &Bootstrap, socket_dir: &Path) -> Result<String, CliError> {
+/// Starts the daemon, which must serve within `patience`; its address.
+fn start_daemon(
+    args: &Args,
+    input: &Bootstrap,
+    socket_dir: &Path,
+    patience: Duration,
+) -> Result<String, CliError> {
     let path = socket_path(socket_dir, args, &args.id);
     let listen = |source| CliError::Listen { path: path.clone(), source };
     fs::DirBuilder::new().recursive(true).mode(0o711).create(socket_dir).map_err(listen)?;
@@ -102,7 +111,7 @@ fn start_daemon(args: &Args, input: &Bootstrap, socket_dir: &Path) -> Result<Str
         .and_then(|()| spawn(args, input, &address, &listener))
         .map_err(|source| CliError::System { what: "start the shim's daemon", source })
         .and_then(|(mut child, errors)| {
-            let waited = wait_until_it_serves(errors);
+            let waited = wait_until_it_serves(errors, patience);
             if waited.is_err() {
                 // It may have ended by itself.
                 let _ = child.kill();
@@ -119,14 +128,15 @@ fn start_daemon(args: &Args, input: &Bootstrap, socket_dir: &Path) -> Result<Str
 
 /// Reads the daemon's standard error output, which ends when the daemon serves; before that it holds nothing but the
 /// reason why it does not.
-fn wait_until_it_serves(errors: impl AsFd) -> Result<(), CliError> {
-    let (said, ended) = bootstrap::read_within(errors, SERVE_DEADLINE);
+fn wait_until_it_serves(errors: impl AsFd, patience: Duration) -> Result<(), CliError> {
+    let (said, ended) = bootstrap::read_within(errors, patience);
     let said = String::from_utf8_lossy(&said);
     match (said.trim(), ended) {
         ("", true) => Ok(()),
-        ("", false) => {
-            Err(CliError::Daemon(format!("it does not serve after {} s", SERVE_DEADLINE.as_secs())))
-        }
+        ("", false) => Err(CliError::Daemon(format!(
+            "it does not serve after {} s (call_seconds in [timeouts] of ravelin.toml)",
+            patience.as_secs()
+        ))),
         (words, _) => Err(CliError::Daemon(bounded(words, MAX_WORDS))),
     }
 }
@@ -206,16 +216,21 @@ mod tests {
 
     use super::*;
 
+    const PATIENCE: Duration = Duration::from_secs(10);
+
     #[test]
     fn a_daemon_that_cannot_serve_says_why_and_one_that_serves_says_nothing() {
         let (reader, writer) = io::pipe().unwrap();
         drop(writer);
-        wait_until_it_serves(reader).unwrap();
+        wait_until_it_serves(reader, PATIENCE).unwrap();
         let (reader, mut writer) = io::pipe().unwrap();
         writeln!(writer, "cannot write the pod's state: No space left on device").unwrap();
         drop(writer);
-        let error = wait_until_it_serves(reader).unwrap_err().to_string();
+        let error = wait_until_it_serves(reader, PATIENCE).unwrap_err().to_string();
         assert!(error.contains("No space left on device"), "{error}");
+        let (reader, _writer) = io::pipe().unwrap();
+        let error = wait_until_it_serves(reader, Duration::ZERO).unwrap_err().to_string();
+        assert!(error.contains("call_seconds"), "{error}");
     }
 
     #[test]

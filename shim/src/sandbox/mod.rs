@@ -18,6 +18,7 @@ pub use pod::Pod;
 pub use request::Request;
 pub use resize::Asked;
 
+use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, Mutex, OnceLock};
@@ -373,22 +374,25 @@ impl Sandbox {
 }
 
 /// Removes everything that a dead shim's pod left on the host, as its state tells.
-pub async fn remove_remains(state: &State) {
-    if let Some(machine) = state.machine {
-        match machine::kill_recorded(machine.pid, machine.start_time) {
-            Ok(true) => tracing::info!("killed the machine of the pod {}", state.sandbox_id),
-            Ok(false) => {}
-            Err(error) => tracing::warn!("cannot kill the machine {}: {error}", machine.pid),
-        }
+///
+/// # Errors
+/// What could not be removed, and why; the rest is.
+pub async fn remove_remains(state: &State) -> io::Result<()> {
+    let mut failed = Vec::new();
+    if let Some(machine) = state.machine
+        && let Err(error) = machine::kill_recorded(machine.pid, machine.start_time)
+    {
+        failed.push(format!("cannot kill the machine's process {}: {error}", machine.pid));
     }
     if let Some(netns) = &state.netns
         && let Err(error) = network::detach(netns).await
     {
-        tracing::warn!("cannot remove the pod's tap: {}", chain(&error));
+        failed.push(format!("cannot remove the pod's tap: {}", chain(&error)));
     }
     if let Some(path) = &state.cgroups_path
         && let Err(error) = crate::cgroup::delete(path).await
     {
-        tracing::warn!("cannot remove the pod's cgroup: {}", chain(&error));
+        failed.push(format!("cannot remove the pod's cgroup: {}", chain(&error)));
     }
+    if failed.is_empty() { Ok(()) } else { Err(io::Error::other(failed.join("; "))) }
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use ravelin_proto::agent::DialRequest;
+use rustix::process::Resource;
 use tokio::io::copy_bidirectional;
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::Semaphore;
@@ -15,11 +16,14 @@ use crate::network::Loopback;
 /// Most connections at a time; a further one is refused. The machine carries 1024 streams at most, and the standard
 /// streams of containers and execs shall always find room among them.
 const MOST: usize = 768;
+/// Of the shim's descriptors connections take half at most, two each.
+const DESCRIPTORS_FOR_ONE: u64 = 4;
 
 /// Serves the pod's loopback address until its machine ends.
 pub(super) async fn serve(pod: Arc<Pod>, loopback: Loopback) {
     let machine = pod.agent.machine().clone();
-    let places = Arc::new(Semaphore::new(MOST));
+    let most = most(rustix::process::getrlimit(Resource::Nofile).current);
+    let places = Arc::new(Semaphore::new(most));
     let served = loopback.serve(|stream, port| {
         let (pod, places) = (Arc::clone(&pod), Arc::clone(&places));
         async move {
@@ -27,7 +31,7 @@ pub(super) async fn serve(pod: Arc<Pod>, loopback: Loopback) {
                 refuse(&stream);
                 tracing::info!(
                     sandbox = pod.sandbox_id,
-                    "a connection to the pod's port {port} was refused: there are {MOST} already"
+                    "a connection to the pod's port {port} was refused: there are {most} already"
                 );
                 return;
             };
@@ -47,6 +51,12 @@ pub(super) async fn serve(pod: Arc<Pod>, loopback: Loopback) {
             }
         }
     }
+}
+
+/// How many connections there may be with so many descriptors; `None` is no limit.
+fn most(descriptors: Option<u64>) -> usize {
+    let places = descriptors.unwrap_or(u64::MAX) / DESCRIPTORS_FOR_ONE;
+    usize::try_from(places).unwrap_or(usize::MAX).min(MOST)
 }
 
 /// Carries one connection, to its end.
@@ -77,4 +87,16 @@ async fn connect(pod: &Pod, port: u16) -> Result<UnixStream, TaskError> {
     let dialed = pod.agent.call("connect to a port", client.dial(request)).await;
     dialed.map_err(TaskError::failed)?;
     Ok(guest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_leave_descriptors_and_streams_for_others() {
+        assert_eq!(most(None), 768);
+        assert_eq!(most(Some(1 << 20)), 768);
+        assert_eq!(most(Some(1024)), 256);
+    }
 }

@@ -57,6 +57,20 @@ impl Asked {
         now
     }
 
+    /// The `LinuxResources`, as JSON, that bring this back.
+    #[must_use]
+    pub fn as_limits(self) -> Vec<u8> {
+        let unlimited = || serde_json::json!(-1);
+        let quota = match self.cpu_millis {
+            0 => unlimited(),
+            millis => serde_json::json!(millis.saturating_mul(PERIOD_US) / 1000),
+        };
+        let memory = if self.unbounded { unlimited() } else { serde_json::json!(self.memory_bytes) };
+        serde_json::json!({ "cpu": { "quota": quota, "period": PERIOD_US }, "memory": { "limit": memory } })
+            .to_string()
+            .into_bytes()
+    }
+
     /// Both together.
     #[must_use]
     pub fn plus(self, other: Self) -> Self {
@@ -240,6 +254,10 @@ mod tests {
         // What an update does not speak of stays.
         assert_eq!(changed(asked(500, 1), json!({ "cpu": { "quota": 20000 } })), asked(200, 1));
         assert_eq!(changed(asked(500, 1), json!({ "memory": { "limit": 2097152 } })), asked(500, 2));
+        for had in [asked(500, 1), unbounded, Asked { cpu_millis: 0, ..asked(0, 64) }] {
+            let back = serde_json::from_slice(&had.as_limits()).unwrap();
+            assert_eq!(asked(200, 3).changed_by(&back), had);
+        }
     }
 
     #[test]

@@ -23,7 +23,7 @@ use protobuf::MessageField;
 use tokio::sync::Notify;
 
 use crate::config::Config;
-use crate::error::TaskError;
+use crate::error::{TaskError, chain};
 use crate::events::{Publisher, timestamp};
 use crate::process::{Exit, Phase};
 use crate::sandbox::supervisor::deadline;
@@ -33,8 +33,12 @@ use crate::sync::lock;
 use crate::task::{Container, Exec};
 use making::Making;
 
-/// A service that a shim can have and this one has not.
-const NOT_IMPLEMENTED: &str = "grpc.health.v1.Health";
+/// Services that a shim can have and this one has not.
+const NOT_IMPLEMENTED: [&str; 3] = [
+    "grpc.health.v1.Health",
+    "containerd.services.streaming.v1.Streaming",
+    "containerd.services.transfer.v1.Transfer",
+];
 
 type Answer<T> = ttrpc::Result<T>;
 
@@ -124,10 +128,12 @@ impl Service {
             let handler = Arc::new(handlers::Handler::new(Arc::clone(self)));
             all.extend(create_task(handler).into_values().map(|service| (name.to_owned(), service)));
         }
-        // A client that probes for it is to hear that it is not implemented; of a service that it does not know at all the
+        // A client that probes for one is to hear that it is not implemented; of a service that it does not know at all the
         // ttrpc library says that the argument is invalid.
-        let nothing = ttrpc::r#async::Service { methods: HashMap::new(), streams: HashMap::new() };
-        all.insert(NOT_IMPLEMENTED.to_owned(), nothing);
+        for name in NOT_IMPLEMENTED {
+            let nothing = ttrpc::r#async::Service { methods: HashMap::new(), streams: HashMap::new() };
+            all.insert(name.to_owned(), nothing);
+        }
         all
     }
 
@@ -294,8 +300,13 @@ impl Service {
         }
         updated?;
         sandbox.give_cpu_time(all)?;
-        if less {
-            sandbox.give_memory(all, &self.config).await?;
+        if less && let Err(error) = sandbox.give_memory(all, &self.config).await {
+            // Nothing of a resize that fails shall last.
+            let back = container.update(had.as_limits(), had).await;
+            if let Err(error) = back.and_then(|()| sandbox.give_cpu_time(others.plus(had))) {
+                tracing::warn!(container = container.id, "the limits before the resize: {}", chain(&error));
+            }
+            return Err(error);
         }
         Ok(())
     }
