@@ -6,7 +6,7 @@ import re
 import sys
 
 COLUMNS = ["runc", "fargate", "guest", "sandbox"]
-MARKS = {"passed": "passed", "expected": "refused", "skipped": "skipped", "failed": "**FAILED**"}
+MARKS = {"passed": "passed", "expected": "differs", "skipped": "skipped", "failed": "**FAILED**"}
 
 runs = [json.loads(pathlib.Path(file).read_text()) for file in sys.argv[1:]]
 runs.sort(key=lambda run: ([int(part) for part in run["containerd"].split(".")], COLUMNS.index(run["column"])))
@@ -28,12 +28,13 @@ print(f"""# Conformance
 
 critest 1.36.0, Kubernetes's conformance suite for container runtimes, whole and unchanged, on the emulated host; written by `make critest`.
 A column is a runtime and the containerd it ran under: *runc* is the control, *fargate* is Ravelin as it comes, *guest* is Ravelin with
-`[policy] mode = "guest"`, *sandbox* is Ravelin as it comes, through containerd's sandbox API. A spec that asks for what a policy refuses must fail, with the policy's words: that counts as *refused*. *skipped* is critest's own
-decision, for example where a containerd does not offer what the spec tests.
+`[policy] mode = "guest"`, *sandbox* is Ravelin as it comes, through containerd's sandbox API. *differs* is a spec that fails
+and must, with words that are checked: the policy's where it asks for what the policy refuses, or those of a difference that is known;
+the number leads to the reason. *skipped* is critest's own decision, for example where a containerd does not offer what the spec tests.
 
 | | {' | '.join(title(run) for run in runs)} |
 |---|{'---|' * len(runs)}""")
-for verdict, text in [("passed", "passed"), ("expected", "refused, or failed with a known reason"), ("skipped", "skipped by critest"), ("failed", "failed")]:
+for verdict, text in [("passed", "passed"), ("expected", "differs, for the reason given"), ("skipped", "skipped by critest"), ("failed", "failed")]:
     print(f"| {text} | {' | '.join(str(count(run, verdict)) for run in runs)} |")
 print(f"| left on the host afterwards | {' | '.join('**something**' if run['left'] else 'nothing' for run in runs)} |")
 

@@ -84,18 +84,21 @@ image("pause", read_layers(images / "pause.tar"), ["/pause"], names=["pause:3.9"
 privileged = Layer().file("nnp", member(busybox[0], "bin/effective-uid"), 0o4755).done()
 image("nonewprivs", [privileged], ["/nnp"], names=["e2e-test-images/nonewprivs:1.3"])
 
-nginx = Layer().file("etc/nginx/nginx.conf", """worker_processes 1;
+def nginx(port):
+    return Layer().file("etc/nginx/nginx.conf", f"""worker_processes 1;
 pid /run/nginx.pid;
 error_log /dev/stderr warn;
-events { worker_connections 64; }
-http { access_log /dev/stdout; server { listen 80; root /srv; } }
+events {{ worker_connections 64; }}
+http {{ access_log /dev/stdout; server {{ listen {port}; root /srv; }} }}
 """).file("srv/index.html", "<h1>Welcome to nginx!</h1>\n").done()
+
+
 # GNU grep is not content with what /proc/1/cmdline holds.
 grep = Layer().file("usr/local/bin/grep", dynamic_busybox.read_bytes(), 0o755).done()
-debian = [*read_layers(images / "debian.tar"), nginx, grep]
+debian = [*read_layers(images / "debian.tar"), grep]
 serve = ["nginx", "-g", "daemon off;"]
-image("nginx", debian, serve, compress=True, names=["e2e-test-images/nginx:1.14-2"])
-image("hostnet-nginx-amd64", marked(debian, "hostnet"), serve, compress=True)
+image("nginx", [*debian, nginx(80)], serve, compress=True, names=["e2e-test-images/nginx:1.14-2"])
+image("hostnet-nginx-amd64", [*debian, nginx(12003)], serve, compress=True)
 
 group = Layer().file("etc/group", "root:x:0:\ndefault-user:x:1000:\ngroup-defined-in-image:x:50000:default-user\n").done()
 image("test-image-predefined-group", [*base, group], ["sh"], user="1000")
