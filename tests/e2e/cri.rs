@@ -1,10 +1,10 @@
 //! What containerd's own integration tests of CRI ask of every runtime, asked here of a containerd that runs as it is.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use ravelin_tests::{Host, Run, eventually};
+use ravelin_tests::{Host, Logs, Run, eventually};
 use serde_json::{Value, json};
 
 use crate::assert_says;
@@ -150,4 +150,78 @@ fn a_containerd_that_dies_while_a_pod_starts_leaves_nothing_that_cannot_be_remov
     working.remove();
     bystander.remove();
     host.assert_clean();
+}
+
+#[test]
+fn a_log_that_is_rotated_goes_on_in_a_new_file() {
+    let host = Host::shared();
+    let pod = host.common_pod();
+    let container = pod.sh("i=0; while :; do i=$((i + 1)); echo line $i; usleep 20000; done");
+    container.says("line 3\n");
+    let log = PathBuf::from(container.inspect()["status"]["logPath"].as_str().expect("a log has a path"));
+    let mut said = String::new();
+    for turn in 1..=2 {
+        // As the kubelet rotates: away with the old file first, then CRI's ReopenContainerLog.
+        let old = log.with_extension(turn.to_string());
+        fs::rename(&log, &old).expect("the log can be renamed");
+        Run::crictl().args(["logs", "--reopen", "--tail", "1", &container.id]).ok();
+        container.says("line ");
+        said += &Logs::read(&old).out();
+    }
+    container.stop(Duration::ZERO);
+    said += &container.logs().out();
+    assert!(said.lines().count() > 3, "{said}");
+    for (number, line) in (1..).zip(said.lines()) {
+        assert_eq!(line, format!("line {number}"), "of {}", said.lines().count());
+    }
+}
+
+#[test]
+fn a_request_without_metadata_is_refused_and_harms_nobody() {
+    let host = Host::shared();
+    let pod = host.common_pod();
+    let handler = Host::handler().name();
+    // runtime.v1.RunPodSandboxRequest: an empty config, a handler. crictl itself would not send it.
+    let mut sandbox = vec![0x0a, 0, 0x12, u8::try_from(handler.len()).unwrap()];
+    sandbox.extend(handler.bytes());
+    // runtime.v1.CreateContainerRequest: a sandbox's id, an empty config, an empty sandbox's config.
+    let mut container = vec![0x0a, u8::try_from(pod.id.len()).unwrap()];
+    container.extend(pod.id.bytes());
+    container.extend([0x12, 0, 0x1a, 0]);
+    for (method, request) in [("RunPodSandbox", sandbox), ("CreateContainer", container)] {
+        let status = call_cri(method, &request);
+        assert!(!matches!(status.as_str(), "" | "0"), "{method}: status {status:?}");
+    }
+    assert_eq!(pod.sh("echo alive").output(), "alive\n");
+}
+
+/// Sends `request` over gRPC; the status that containerd answers with.
+#[track_caller]
+fn call_cri(method: &str, request: &[u8]) -> String {
+    let mut body = vec![0];
+    body.extend(u32::try_from(request.len()).unwrap().to_be_bytes());
+    body.extend(request);
+    let answer = Run::new("curl")
+        .args(["--silent", "--show-error", "--max-time", "480", "--http2-prior-knowledge"])
+        .args([
+            "--unix-socket",
+            "/run/containerd/containerd.sock",
+            "--output",
+            "/dev/null",
+            "--dump-header",
+            "-",
+        ])
+        .args([
+            "--header",
+            "content-type: application/grpc",
+            "--header",
+            "te: trailers",
+            "--data-binary",
+            "@-",
+        ])
+        .arg(format!("http://containerd/runtime.v1.RuntimeService/{method}"))
+        .input(body)
+        .ok();
+    let status = answer.lines().find_map(|line| line.trim().strip_prefix("grpc-status:"));
+    status.unwrap_or_else(|| panic!("no answer to {method} but {answer}")).trim().to_owned()
 }

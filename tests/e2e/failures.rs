@@ -16,6 +16,24 @@ fn a_killed_shim_is_seen_as_an_exit_and_cleaned_up() {
     dies(&host, |pod| kill(pod, "containerd-shim-ravelin-v2"));
 }
 
+/// As systemd does when the node goes down and nobody has ended the pods before.
+#[test]
+fn a_shim_that_is_told_to_end_lets_its_containers_end_first() {
+    let Some(host) = Host::shared_with_ravelin() else { return };
+    let pod = host.pod().start();
+    let script = "trap 'echo goodbye; exit 7' TERM; echo begun; while :; do sleep 0.2; done";
+    let container = pod.sh(script);
+    container.says("begun\n");
+    let traces = pod.traces();
+    let shim = pod.process("containerd-shim-ravelin-v2").expect("a shim serves the pod");
+    Run::new("kill").args(["-TERM", &shim.to_string()]).ok();
+    assert_eq!(container.ended().code, 7);
+    assert_eq!(container.logs().out(), "begun\ngoodbye\n");
+    eventually("the pod is seen to have ended", || (pod.state() == "SANDBOX_NOTREADY").then_some(()));
+    pod.remove();
+    traces.assert_gone();
+}
+
 /// The guest's kernel panics from the inside: a container whose `/proc/sys` is writable asks the kernel to panic when
 /// memory runs out, and lets it run out. An agent that dies ends the same way: the kernel panics without its init.
 #[test]

@@ -12,6 +12,12 @@ fn pods_go_on_working_while_containerd_is_restarted() {
     let serving = pod.sh("while :; do nc -l -p 7777 -e echo still here; done");
     let ending = pod.sh("while ! [ -e /dev/shm/end ]; do sleep 1; done; echo ended; exit 23");
     let helper = pod.container().idle().start();
+    let (created, exited) = (pod.container().idle().create(), pod.sh("exit 5"));
+    assert_eq!(exited.ended().code, 5);
+    // What has ended stays ended.
+    let stopped = host.pod().start();
+    let (over, never) = (stopped.container().idle().start(), stopped.container().idle().create());
+    stopped.stop();
     ticking.says("tick 3\n");
 
     for signal in ["TERM", "KILL"] {
@@ -23,6 +29,15 @@ fn pods_go_on_working_while_containerd_is_restarted() {
         host.start_containerd();
         assert_eq!(pod.state(), "SANDBOX_READY", "after SIG{signal}");
         assert_eq!(ticking.state(), "CONTAINER_RUNNING", "after SIG{signal}");
+        assert_eq!(created.state(), "CONTAINER_CREATED", "after SIG{signal}");
+        assert_eq!(
+            (exited.state().as_str(), exited.ended().code),
+            ("CONTAINER_EXITED", 5),
+            "after SIG{signal}"
+        );
+        assert_eq!(stopped.state(), "SANDBOX_NOTREADY", "after SIG{signal}");
+        assert_eq!(over.state(), "CONTAINER_EXITED", "after SIG{signal}");
+        assert_ne!(never.state(), "CONTAINER_RUNNING", "after SIG{signal}");
         assert_eq!(helper.exec_sh("echo alive"), "alive");
         let seen = ticking.logs().out().lines().count();
         ticking.says(&format!("tick {}\n", seen + 3));
@@ -39,6 +54,9 @@ fn pods_go_on_working_while_containerd_is_restarted() {
     let ended = ending.ended();
     assert_eq!(ended.code, 23, "{ended:?}");
 
+    stopped.remove();
+    created.start();
+    assert_eq!(created.exec_sh("echo alive"), "alive");
     assert_eq!(pod.sh("echo a new one").output(), "a new one\n");
     helper.stop(Duration::from_secs(60));
     assert_eq!(helper.ended().code, 0);
