@@ -4,17 +4,18 @@ use std::collections::HashMap;
 use std::fs;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use ravelin_proto::PROTOCOL_VERSION;
 use ravelin_proto::agent as api;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use rustix::process::Pid;
 use rustix::system::{RebootCommand, reboot};
+use tokio::time::Instant;
 
 use crate::container::{Container, check_id, create};
 use crate::error::{AgentError, Attempt, Result};
-use crate::extents::{self, Extents};
+use crate::extents::{self, Extents, Lack};
 use crate::init::mark::{self, Mark};
 use crate::process::{Ended, Phase};
 use crate::reaper::Exit;
@@ -26,8 +27,9 @@ use crate::{clock, network, paths, sysctl};
 /// The pod's `/dev/shm` unless the host says otherwise, in bytes.
 const DEFAULT_SHM: u64 = 64 << 20;
 
-/// How long the init of the pod's PID namespace may take to be made.
-const PAUSE: Duration = Duration::from_secs(10);
+/// How long the processes of a container that is taken down may take to die. A caller waits longer, and hears of those that
+/// do not.
+const REMOVAL: Duration = Duration::from_secs(30);
 
 /// The agent.
 #[derive(Debug)]
@@ -73,7 +75,7 @@ impl Agent {
         found.ok_or_else(|| AgentError::NotFound(format!("there is no container {id}")))
     }
 
-    /// Prepares the guest for its pod.
+    /// Prepares the guest for its pod; what has to be made for that may take until `deadline`.
     ///
     /// # Errors
     ///
@@ -81,6 +83,7 @@ impl Agent {
     pub async fn set_up(
         self: &Arc<Self>,
         request: &api::SetupSandboxRequest,
+        deadline: Instant,
     ) -> Result<api::SetupSandboxResponse> {
         if request.protocol_version != PROTOCOL_VERSION {
             return Err(AgentError::WrongState(format!(
@@ -92,7 +95,7 @@ impl Agent {
             return Err(AgentError::WrongState("the guest is set up already".to_owned()));
         }
         let (agent, copy) = (Arc::clone(self), request.clone());
-        blocking(move || agent.prepare(&copy)).await?;
+        blocking(move || agent.prepare(&copy, deadline)).await?;
         network::configure(request).await?;
         let kernel = rustix::system::uname();
         Ok(api::SetupSandboxResponse {
@@ -102,7 +105,7 @@ impl Agent {
     }
 
     /// The part of setting up that may block.
-    fn prepare(&self, request: &api::SetupSandboxRequest) -> Result<()> {
+    fn prepare(&self, request: &api::SetupSandboxRequest, deadline: Instant) -> Result<()> {
         if request.unix_nanos != 0 {
             clock::step(request.unix_nanos)?;
         }
@@ -112,30 +115,35 @@ impl Agent {
         }
         mount_shm(if request.shm_bytes == 0 { DEFAULT_SHM } else { request.shm_bytes })?;
         if request.shared_pid_namespace {
-            self.services
-                .spawner
-                .spawn(&Request::Pause, &[], PAUSE, |spawned| {
-                    self.state().pause = Some(spawned.pid);
-                    Ok(())
-                })
-                .map_err(|error| AgentError::Failed(error.to_string()))?;
+            self.make_pid_namespace(deadline)?;
         }
         sysctl::adopt(&request.tunables);
         Ok(())
     }
 
-    /// Adds an extent, or finds it added.
+    /// Makes the pod's PID namespace, by `deadline` or not at all.
+    fn make_pid_namespace(&self, deadline: Instant) -> Result<()> {
+        let made = self.services.spawner.spawn(&Request::Pause, &[], deadline, |spawned| {
+            self.state().pause = Some(spawned.pid);
+            Ok(())
+        });
+        made.map_err(|error| AgentError::Failed(format!("make the pod's PID namespace: {error}")))
+    }
+
+    /// Adds an extent, or finds it added. Its device is waited for until `deadline`.
     ///
     /// # Errors
     ///
-    /// As [`Extents::is_new`] and [`extents::add`].
-    pub async fn add_extent(&self, request: api::AddExtentRequest) -> Result<()> {
+    /// As [`Extents::lack`], [`extents::add`] and [`extents::mount_again`].
+    pub async fn add_extent(&self, request: api::AddExtentRequest, deadline: Instant) -> Result<()> {
         let _one = self.extent_changes.lock().await;
-        if !self.state().extents.is_new(&request)? {
-            return Ok(());
-        }
+        let lack = self.state().extents.lack(&request)?;
         let copy = request.clone();
-        blocking(move || extents::add(&copy)).await?;
+        match lack {
+            Lack::Nothing => return Ok(()),
+            Lack::Mount => blocking(move || extents::mount_again(&copy)).await?,
+            Lack::Everything => blocking(move || extents::add(&copy, deadline)).await?,
+        }
         self.state().extents.insert(&request);
         Ok(())
     }
@@ -144,14 +152,14 @@ impl Agent {
     ///
     /// # Errors
     ///
-    /// As [`Extents::take`] and [`extents::remove`]; it stays known then, so that this can be tried again.
+    /// As [`Extents::take`] and [`extents::remove`]; it stays known then, so that this can be tried again. One that is
+    /// unmounted already is no layer any more, until it is added again.
     pub async fn remove_extent(&self, request: api::RemoveExtentRequest) -> Result<()> {
         let _one = self.extent_changes.lock().await;
-        let taken = self.state().extents.take(&request)?;
-        let key = taken.0;
-        let removed = blocking(move || extents::remove(key)).await;
+        let (key, mut extent) = self.state().extents.take(&request)?;
+        let removed = extents::remove(key, &mut extent).await;
         if removed.is_err() {
-            self.state().extents.put_back(taken);
+            self.state().extents.put_back((key, extent));
         }
         removed
     }
@@ -178,15 +186,16 @@ impl Agent {
         Ok(Some(PathBuf::from(format!("/proc/{}/ns/pid", pid.as_raw_nonzero()))))
     }
 
-    /// Creates a container; the spawner has `patience` for its part.
+    /// Creates a container by `deadline`, or not at all.
     ///
     /// # Errors
     ///
-    /// As [`create`]; [`AgentError::AlreadyExists`] if the id is taken.
+    /// As [`create`]; [`AgentError::AlreadyExists`] if the id is taken. A container that cannot be taken down again stays known,
+    /// as one that has ended, to be deleted.
     pub async fn create_container(
         &self,
         request: api::CreateContainerRequest,
-        patience: Duration,
+        deadline: Instant,
     ) -> Result<u32> {
         let id = request.container_id.clone();
         check_id(&id)?;
@@ -200,39 +209,59 @@ impl Agent {
             state.containers.insert(id.clone(), Arc::clone(&container));
         }
         let created = match self.pid_namespace(&request) {
-            Ok(namespace) => create(&self.services, &container, request, namespace, patience).await,
+            Ok(namespace) => create(&self.services, &container, request, namespace, deadline).await,
             Err(error) => Err(error),
         };
         if created.is_err() {
-            self.discard(&container).await;
+            let _alone = container.removal.lock().await;
+            // Who waits for the first process of a container that never came to be is told as well.
+            container.init.end(Ended { exit: Exit::now(137), oom_killed: false });
+            if let Err(error) = self.take_down(&container, Instant::now() + REMOVAL).await {
+                crate::log!("cannot clear container {id}: {error}");
+            }
         }
         created
     }
 
-    /// Deletes a container that is stopped, or was never started.
+    /// Deletes a container that is stopped, or was never started. Its processes may take until `deadline` to die, and no
+    /// longer than [`REMOVAL`].
     ///
     /// # Errors
     ///
-    /// [`AgentError::WrongState`] while it runs.
-    pub async fn delete_container(&self, id: &str) -> Result<Exit> {
+    /// [`AgentError::WrongState`] while it runs; otherwise what could not be taken down. It stays known then, as one that is
+    /// stopped, so that this can be tried again.
+    pub async fn delete_container(&self, id: &str, deadline: Instant) -> Result<Exit> {
         let container = self.container(id)?;
+        let _alone = container.removal.lock().await;
+        // Another call may have deleted it meanwhile.
+        if !self.knows(&container) {
+            return Err(AgentError::NotFound(format!("there is no container {id}")));
+        }
         container.init.advance(&[Phase::Created, Phase::Stopped], Phase::Deleting)?;
-        self.discard(&container).await;
+        // Who waits for the first process of a container that was never started is told as well.
+        container.init.end(Ended { exit: Exit::now(137), oom_killed: false });
+        let deadline = deadline.min(Instant::now() + REMOVAL);
+        if let Err(error) = self.take_down(&container, deadline).await {
+            let _ = container.init.advance(&[Phase::Deleting], Phase::Stopped);
+            return Err(error);
+        }
         Ok(container.init.ended().map_or_else(|| Exit::now(137), |ended| ended.exit))
     }
 
-    /// Takes a container down and forgets it.
-    async fn discard(&self, container: &Arc<Container>) {
+    /// Whether this very container is there, and not a later one of its id.
+    fn knows(&self, container: &Arc<Container>) -> bool {
+        self.state().containers.get(&container.id).is_some_and(|known| Arc::ptr_eq(known, container))
+    }
+
+    /// Takes a container down and forgets it, once nothing of it is left. Its `removal` is held.
+    async fn take_down(&self, container: &Arc<Container>, deadline: Instant) -> Result<()> {
         self.services.oom.remove(&container.id);
-        // Who waits for the first process of a container that never came to be is told as well.
-        container.init.end(Ended { exit: Exit::now(137), oom_killed: false });
         let copy = Arc::clone(container);
-        if let Err(error) = blocking(move || copy.clear()).await {
-            crate::log!("cannot clear container {}: {error}", container.id);
-        }
+        blocking(move || copy.clear(deadline)).await?;
         let mut state = self.state();
         state.extents.give_layers(&container.layers);
         state.containers.remove(&container.id);
+        Ok(())
     }
 
     /// Ends the guest.
@@ -275,3 +304,7 @@ fn end_pod() {
         let _ = unmount(entry.path(), UnmountFlags::DETACH);
     }
 }
+
+#[cfg(test)]
+#[path = "agent_tests.rs"]
+mod tests;

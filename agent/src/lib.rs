@@ -4,6 +4,7 @@
 pub mod agent;
 pub mod clock;
 pub mod container;
+pub mod deadline;
 pub mod dial;
 pub mod error;
 pub mod extents;

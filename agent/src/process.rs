@@ -12,7 +12,7 @@ use crate::reaper::Exit;
 use crate::stdio::Pumps;
 use crate::sync::lock;
 
-/// The states of a process. It only ever moves down this list.
+/// The states of a process. It moves down this list, except that what cannot be started or deleted is as it was before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Phase {
     /// Being built.

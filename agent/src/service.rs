@@ -4,7 +4,6 @@ use std::future::Future;
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
 
 use futures_util::StreamExt;
 use oci_spec::runtime::LinuxResources;
@@ -18,35 +17,13 @@ use crate::container::{self, Container};
 use crate::error::{AgentError, Result};
 use crate::process::{self, Phase};
 use crate::sync::blocking;
-use crate::{clock, dial, paths, volumes};
+use crate::{clock, deadline, dial, paths, volumes};
 
 /// Serves the agent to the host.
 #[derive(Debug, Clone)]
 pub struct AgentService(pub Arc<Agent>);
 
 type Answer<T> = std::result::Result<Response<T>, Status>;
-
-/// How long a caller waits for the answer, as it says in the call's `grpc-timeout`; a minute if it does not say.
-fn patience<T>(request: &Request<T>) -> Duration {
-    const UNSAID: Duration = Duration::from_secs(60);
-    let said = request.metadata().get("grpc-timeout").and_then(|value| parse_timeout(value.to_str().ok()?));
-    said.unwrap_or(UNSAID)
-}
-
-/// At most eight digits and a unit (gRPC over HTTP/2, "Timeout").
-fn parse_timeout(text: &str) -> Option<Duration> {
-    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
-    let number: u64 = digits.parse().ok().filter(|_| digits.len() <= 8)?;
-    Some(match unit {
-        "H" => Duration::from_secs(number * 3600),
-        "M" => Duration::from_secs(number * 60),
-        "S" => Duration::from_secs(number),
-        "m" => Duration::from_millis(number),
-        "u" => Duration::from_micros(number),
-        "n" => Duration::from_nanos(number),
-        _ => return None,
-    })
-}
 
 /// Runs a call to its end even if the host hangs up: nothing may be left half made.
 async fn whole<T: Send + 'static>(work: impl Future<Output = Result<T>> + Send + 'static) -> Answer<T> {
@@ -67,13 +44,15 @@ impl Service for AgentService {
         &self,
         request: Request<api::SetupSandboxRequest>,
     ) -> Answer<api::SetupSandboxResponse> {
-        let agent = Arc::clone(&self.0);
-        whole(async move { agent.set_up(request.get_ref()).await }).await
+        let (agent, deadline) = (Arc::clone(&self.0), deadline::of(&request, deadline::TO_MAKE));
+        whole(async move { agent.set_up(request.get_ref(), deadline).await }).await
     }
 
     async fn add_extent(&self, request: Request<api::AddExtentRequest>) -> Answer<api::Empty> {
-        let agent = Arc::clone(&self.0);
-        whole(async move { agent.add_extent(request.into_inner()).await.map(|()| api::Empty {}) }).await
+        let (agent, deadline) = (Arc::clone(&self.0), deadline::of(&request, deadline::FOR_THE_REST));
+        let work =
+            async move { agent.add_extent(request.into_inner(), deadline).await.map(|()| api::Empty {}) };
+        whole(work).await
     }
 
     async fn remove_extent(&self, request: Request<api::RemoveExtentRequest>) -> Answer<api::Empty> {
@@ -85,27 +64,27 @@ impl Service for AgentService {
         &self,
         request: Request<api::CreateContainerRequest>,
     ) -> Answer<api::CreateResponse> {
-        let (agent, patience) = (Arc::clone(&self.0), patience(&request));
+        let (agent, deadline) = (Arc::clone(&self.0), deadline::of(&request, deadline::TO_MAKE));
         whole(async move {
-            let pid = agent.create_container(request.into_inner(), patience).await?;
+            let pid = agent.create_container(request.into_inner(), deadline).await?;
             Ok(api::CreateResponse { pid })
         })
         .await
     }
 
     async fn exec(&self, request: Request<api::ExecRequest>) -> Answer<api::Empty> {
-        let agent = Arc::clone(&self.0);
+        let (agent, deadline) = (Arc::clone(&self.0), deadline::of(&request, deadline::FOR_THE_REST));
         whole(async move {
             let request = request.into_inner();
             let container = agent.container(&request.container_id)?;
-            container::exec(&agent.services, &container, request).await?;
+            container::exec(&agent.services, &container, request, deadline).await?;
             Ok(api::Empty {})
         })
         .await
     }
 
     async fn start(&self, request: Request<api::ProcessRequest>) -> Answer<api::StartResponse> {
-        let (agent, patience) = (Arc::clone(&self.0), patience(&request));
+        let (agent, deadline) = (Arc::clone(&self.0), deadline::of(&request, deadline::TO_MAKE));
         whole(async move {
             let request = request.into_inner();
             let container = agent.container(&request.container_id)?;
@@ -113,7 +92,7 @@ impl Service for AgentService {
                 let container = Arc::clone(&container);
                 blocking(move || container.start()).await?;
             } else {
-                container::start_exec(&agent.services, &container, &request.exec_id, patience).await?;
+                container::start_exec(&agent.services, &container, &request.exec_id, deadline).await?;
             }
             let pid = container.process(&request.exec_id)?.pid();
             Ok(api::StartResponse { pid: pid.map_or(0, |pid| pid.as_raw_nonzero().get().cast_unsigned()) })
@@ -137,11 +116,11 @@ impl Service for AgentService {
     }
 
     async fn delete(&self, request: Request<api::ProcessRequest>) -> Answer<api::DeleteResponse> {
-        let agent = Arc::clone(&self.0);
+        let (agent, deadline) = (Arc::clone(&self.0), deadline::of(&request, deadline::FOR_THE_REST));
         whole(async move {
             let request = request.into_inner();
             let exit = if request.exec_id.is_empty() {
-                agent.delete_container(&request.container_id).await?
+                agent.delete_container(&request.container_id, deadline).await?
             } else {
                 let container = agent.container(&request.container_id)?;
                 container::delete_exec(&container, &request.exec_id)?
@@ -208,7 +187,8 @@ impl Service for AgentService {
     }
 
     async fn dial(&self, request: Request<api::DialRequest>) -> Answer<api::Empty> {
-        empty(dial::dial(&self.0.services.streams, request.get_ref()).await)
+        let deadline = deadline::of(&request, deadline::FOR_THE_REST);
+        empty(dial::dial(&self.0.services.streams, request.get_ref(), deadline).await)
     }
 
     async fn set_clock(&self, request: Request<api::SetClockRequest>) -> Answer<api::Empty> {
@@ -260,21 +240,8 @@ async fn set_paused(
     request: Request<api::ContainerRequest>,
     paused: bool,
 ) -> Answer<api::Empty> {
+    let deadline = deadline::of(&request, deadline::FOR_THE_REST);
     let container = agent.container(&request.get_ref().container_id)?;
-    whole(async move { blocking(move || container.set_paused(paused)).await.map(|()| api::Empty {}) }).await
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_callers_timeout_is_read_in_every_unit() {
-        for (text, millis) in [("1H", 3_600_000), ("2M", 120_000), ("3S", 3000), ("4m", 4), ("5000u", 5)] {
-            assert_eq!(parse_timeout(text), Some(Duration::from_millis(millis)));
-        }
-        for text in ["", "S", "5", "5x", "-1S", "123456789S", "\u{e9}"] {
-            assert_eq!(parse_timeout(text), None, "{text}");
-        }
-    }
+    let work = move || container.set_paused(paused, deadline).map(|()| api::Empty {});
+    whole(blocking(work)).await
 }

@@ -2,10 +2,10 @@
 
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
 
 use ravelin_proto::agent as api;
 use tokio::sync::{Semaphore, SemaphorePermit, broadcast};
+use tokio::time::Instant;
 
 use crate::error::{AgentError, Result};
 use crate::oom::OomWatch;
@@ -51,13 +51,14 @@ impl Services {
     ///
     /// # Errors
     ///
-    /// When there is none within `patience`: nobody would hear of the process any more.
-    pub async fn leave_to_make(&self, patience: Duration) -> Result<SemaphorePermit<'_>> {
-        match tokio::time::timeout(patience, self.makers.acquire()).await {
+    /// When there is none by `deadline`: nobody would hear of the process any more.
+    pub async fn leave_to_make(&self, deadline: Instant) -> Result<SemaphorePermit<'_>> {
+        let begin = Instant::now();
+        match tokio::time::timeout_at(deadline, self.makers.acquire()).await {
             Ok(Ok(leave)) => Ok(leave),
             _ => Err(AgentError::Failed(format!(
                 "{MAKERS} processes are being made and none of them is done after {} s",
-                patience.as_secs()
+                begin.elapsed().as_secs()
             ))),
         }
     }

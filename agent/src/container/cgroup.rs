@@ -3,13 +3,14 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use libcgroups::common::{CgroupManager, ControllerOpt};
 use libcgroups::v2::manager::Manager;
 use oci_spec::runtime::LinuxResources;
 use ravelin_proto::agent as api;
 use rustix::process::{Pid, Signal, kill_process};
+use tokio::time::Instant;
 
 use crate::error::{AgentError, Attempt, Result, chain};
 use crate::paths;
@@ -26,6 +27,12 @@ impl Cgroup {
     #[must_use]
     pub fn of(id: &str) -> Self {
         Self { id: id.to_owned(), path: paths::container_cgroup(id) }
+    }
+
+    /// One at a place of a test's.
+    #[cfg(test)]
+    pub(crate) fn at(id: &str, path: PathBuf) -> Self {
+        Self { id: id.to_owned(), path }
     }
 
     /// Its directory.
@@ -101,16 +108,15 @@ impl Cgroup {
         Ok(pids)
     }
 
-    /// Freezes or thaws it, and waits until that is so.
+    /// Freezes or thaws it, and waits until that is so, or until `deadline`.
     ///
     /// # Errors
     ///
-    /// When the kernel refuses or the processes do not stop within five seconds.
-    pub fn freeze(&self, frozen: bool) -> Result<()> {
+    /// When the kernel refuses or the processes do not stop in time; they go on then.
+    pub fn freeze(&self, frozen: bool, deadline: Instant) -> Result<()> {
         let word = if frozen { "1" } else { "0" };
         fs::write(self.path.join("cgroup.freeze"), word)
             .attempt(|| format!("change the frozen state of {}", self.id))?;
-        let deadline = Instant::now() + Duration::from_secs(5);
         while self.keyed("cgroup.events", "frozen") != Some(u64::from(frozen)) {
             if Instant::now() > deadline {
                 let _ = fs::write(self.path.join("cgroup.freeze"), "0");
@@ -131,9 +137,8 @@ impl Cgroup {
     ///
     /// # Errors
     ///
-    /// When processes are still there after ten seconds.
-    pub fn remove(&self) -> Result<()> {
-        let deadline = Instant::now() + Duration::from_secs(10);
+    /// When processes are still there at `deadline`.
+    pub fn remove(&self, deadline: Instant) -> Result<()> {
         loop {
             let mut tree = match self.tree() {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -267,6 +272,54 @@ fn parse_io(line: &str) -> Option<api::IoStats> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A directory in a cgroup's place. The files that are written into it make its removal fail, as processes do.
+    fn stand_in() -> (tempfile::TempDir, Cgroup) {
+        let parent = tempfile::tempdir().unwrap();
+        let path = parent.path().join("c");
+        fs::create_dir_all(path.join("a/deep")).unwrap();
+        fs::create_dir(path.join("b")).unwrap();
+        (parent, Cgroup::at("c", path))
+    }
+
+    #[test]
+    fn a_tree_has_parents_before_what_is_in_them_and_no_files() {
+        let (_parent, cgroup) = stand_in();
+        fs::write(cgroup.path.join("cgroup.procs"), "7\n").unwrap();
+        fs::write(cgroup.path.join("a/deep/cgroup.procs"), "8\nx\n9\n").unwrap();
+        let tree = cgroup.tree().unwrap();
+        let mut names: Vec<_> =
+            tree.iter().map(|path| path.strip_prefix(&cgroup.path).unwrap().to_str().unwrap()).collect();
+        let at = |name: &str| names.iter().position(|other| *other == name).unwrap();
+        assert!(at("") < at("a") && at("a") < at("a/deep") && at("") < at("b"), "{names:?}");
+        names.sort_unstable();
+        assert_eq!(names, ["", "a", "a/deep", "b"]);
+        let mut pids = cgroup.pids().unwrap();
+        pids.sort_unstable();
+        assert_eq!(pids, [7, 8, 9]);
+    }
+
+    #[test]
+    fn a_cgroup_that_stays_is_an_error_until_it_is_gone() {
+        let (_parent, cgroup) = stand_in();
+        let refused = cgroup.remove(Instant::now()).unwrap_err();
+        assert!(refused.to_string().starts_with("remove the cgroup of c: "), "{refused}");
+        // It was told to die, and what is below it went first.
+        assert_eq!(fs::read_to_string(cgroup.path.join("cgroup.kill")).unwrap(), "1");
+        assert_eq!(cgroup.tree().unwrap(), std::slice::from_ref(&cgroup.path));
+        fs::remove_dir_all(&cgroup.path).unwrap();
+        cgroup.remove(Instant::now()).unwrap();
+        assert_eq!(cgroup.tree().unwrap_err().kind(), io::ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn processes_that_do_not_stop_in_time_go_on() {
+        let (_parent, cgroup) = stand_in();
+        fs::write(cgroup.path.join("cgroup.events"), "populated 1\nfrozen 0\n").unwrap();
+        let refused = cgroup.freeze(true, Instant::now()).unwrap_err();
+        assert!(refused.to_string().contains("do not stop"), "{refused}");
+        assert_eq!(fs::read_to_string(cgroup.path.join("cgroup.freeze")).unwrap(), "0");
+    }
 
     #[test]
     fn io_lines_are_read() {

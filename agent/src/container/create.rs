@@ -6,12 +6,12 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use libcontainer::container::{Container as State, ContainerStatus};
 use oci_spec::runtime::{LinuxPersonality, Spec};
 use ravelin_proto::agent as api;
 use rustix::process::Signal;
+use tokio::time::Instant;
 
 use super::tree::Tree;
 use super::{
@@ -26,7 +26,7 @@ use crate::sync::{blocking, lock};
 use crate::{paths, sysctl};
 
 /// Creates a container, down to a first process that waits to be started. It joins the PID namespace given or gets its own.
-/// `patience` is what the spawner has for its part.
+/// All of it has until `deadline`.
 ///
 /// # Errors
 ///
@@ -36,16 +36,16 @@ pub async fn create(
     container: &Arc<Container>,
     request: api::CreateContainerRequest,
     pid_namespace: Option<PathBuf>,
-    patience: Duration,
+    deadline: Instant,
 ) -> Result<u32> {
-    let endpoints = Endpoints::take(&services.streams, &request.stdio.unwrap_or_default()).await?;
+    let endpoints = Endpoints::take(&services.streams, &request.stdio.unwrap_or_default(), deadline).await?;
     {
-        let _leave = services.leave_to_make(patience).await?;
+        let _leave = services.leave_to_make(deadline).await?;
         let (services, container) = (Arc::clone(services), Arc::clone(container));
         let runtime = tokio::runtime::Handle::current();
         blocking(move || {
             let _guard = runtime.enter();
-            build(&services, &container, &request, pid_namespace, endpoints, patience)
+            build(&services, &container, &request, pid_namespace, endpoints, deadline)
         })
         .await?;
     }
@@ -64,7 +64,7 @@ fn build(
     request: &api::CreateContainerRequest,
     pid_namespace: Option<PathBuf>,
     endpoints: Endpoints,
-    patience: Duration,
+    deadline: Instant,
 ) -> Result<()> {
     let id = &container.id;
     let stdio = request.stdio.unwrap_or_default();
@@ -123,7 +123,7 @@ fn build(
     };
     let console = stdio.terminal.then(|| Console { size: console_size(process), uid });
     let request = Request::Create { id: id.clone(), bundle, console };
-    let launch = Launch { request, fds: &[], uid, endpoints, patience };
+    let launch = Launch { request, fds: &[], uid, endpoints, deadline };
     run(services, container, &container.init, "", launch)
         .map_err(|error| AgentError::Failed(format!("create container {id}: {error}")))
 }
@@ -155,8 +155,8 @@ pub(super) struct Launch<'a> {
     pub(super) uid: u32,
     /// The host's ends of its streams.
     pub(super) endpoints: Endpoints,
-    /// How long all may take.
-    pub(super) patience: Duration,
+    /// When nobody waits for it any more.
+    pub(super) deadline: Instant,
 }
 
 /// Has the spawner make a process, notes it for the reaper, and connects its streams.
@@ -167,13 +167,13 @@ pub(super) fn run(
     exec_id: &str,
     launch: Launch<'_>,
 ) -> std::result::Result<(), RunError> {
-    let Launch { request, fds, uid, endpoints, patience } = launch;
+    let Launch { request, fds, uid, endpoints, deadline } = launch;
     let terminal =
         matches!(request, Request::Create { console: Some(_), .. } | Request::Exec { console: Some(_), .. });
     let prepared = if terminal { None } else { Some(stdio::prepare(&endpoints, uid)?) };
     let stdio = prepared.iter().flat_map(|(fds, _)| fds.iter().map(AsFd::as_fd));
     let fds: Vec<_> = fds.iter().copied().chain(stdio).collect();
-    let spawned = services.spawner.spawn(&request, &fds, patience, |spawned| {
+    let spawned = services.spawner.spawn(&request, &fds, deadline, |spawned| {
         process.born(spawned.pid)?;
         if let Some(console) = &spawned.console {
             process.set_console(console.try_clone().attempt(|| "keep a terminal".to_owned())?);

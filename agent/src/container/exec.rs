@@ -4,11 +4,11 @@ use std::fs::File;
 use std::io::{self, Seek, Write};
 use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use oci_spec::runtime::Process as SpecProcess;
 use ravelin_proto::agent as api;
 use rustix::fs::{MemfdFlags, memfd_create};
+use tokio::time::Instant;
 
 use super::{Container, Exec, create, spec};
 use crate::error::{AgentError, Attempt, Result};
@@ -27,12 +27,17 @@ pub(super) struct Plan {
     endpoints: Endpoints,
 }
 
-/// Notes an exec; its process is made when it is started.
+/// Notes an exec; its process is made when it is started. Its streams are waited for until `deadline`.
 ///
 /// # Errors
 ///
 /// [`AgentError::WrongState`] unless the container runs, [`AgentError::AlreadyExists`] if the id is taken.
-pub async fn exec(services: &Arc<Services>, container: &Container, request: api::ExecRequest) -> Result<()> {
+pub async fn exec(
+    services: &Arc<Services>,
+    container: &Container,
+    request: api::ExecRequest,
+    deadline: Instant,
+) -> Result<()> {
     let id = request.exec_id;
     super::check_id(&id)?;
     container.check_running()?;
@@ -48,7 +53,7 @@ pub async fn exec(services: &Arc<Services>, container: &Container, request: api:
     if container.execs().contains_key(&id) {
         return Err(AgentError::AlreadyExists(format!("{name} exists")));
     }
-    let endpoints = Endpoints::take(&services.streams, &stdio).await?;
+    let endpoints = Endpoints::take(&services.streams, &stdio, deadline).await?;
     let exec = Exec {
         process: Process::new(name.clone(), Phase::Created),
         plan: Mutex::new(Some(Plan { process, stdio, endpoints })),
@@ -61,7 +66,7 @@ pub async fn exec(services: &Arc<Services>, container: &Container, request: api:
     Ok(())
 }
 
-/// Makes and starts an exec's process. `patience` is what the spawner has for that.
+/// Makes and starts an exec's process, by `deadline` or not at all.
 ///
 /// # Errors
 ///
@@ -70,7 +75,7 @@ pub async fn start_exec(
     services: &Arc<Services>,
     container: &Arc<Container>,
     id: &str,
-    patience: Duration,
+    deadline: Instant,
 ) -> Result<()> {
     let exec = container.exec(id)?;
     exec.process.advance(&[Phase::Created], Phase::Starting)?;
@@ -83,10 +88,10 @@ pub async fn start_exec(
             let runtime = tokio::runtime::Handle::current();
             async {
                 let makers = Arc::clone(&services);
-                let _leave = makers.leave_to_make(patience).await?;
+                let _leave = makers.leave_to_make(deadline).await?;
                 blocking(move || {
                     let _guard = runtime.enter();
-                    build(&services, &container, &process, &id, plan, patience)
+                    build(&services, &container, &process, &id, plan, deadline)
                 })
                 .await
             }
@@ -110,7 +115,7 @@ fn build(
     process: &Arc<Process>,
     id: &str,
     plan: Plan,
-    patience: Duration,
+    deadline: Instant,
 ) -> Result<()> {
     container.check_running()?;
     container.check_not_paused()?;
@@ -130,7 +135,7 @@ fn build(
         console: plan.stdio.terminal.then_some(Console { size, uid }),
     };
     let fds = [pidfd, file.as_fd()];
-    let launch = create::Launch { request, fds: &fds, uid, endpoints: plan.endpoints, patience };
+    let launch = create::Launch { request, fds: &fds, uid, endpoints: plan.endpoints, deadline };
     create::run(services, container, process, id, launch)
         .map_err(|error| AgentError::Failed(format!("start {}: {error}", process.name())))
 }
@@ -154,4 +159,54 @@ pub fn delete_exec(container: &Container, id: &str) -> Result<Exit> {
     exec.process.finish_streams();
     container.execs().remove(id);
     Ok(exec.process.ended().map_or_else(|| Exit::now(0), |ended| ended.exit))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use rustix::process::getpid;
+
+    use super::*;
+    use crate::reaper::Reaper;
+    use crate::spawner::Spawner;
+
+    /// A running container with an exec `e` that is to be started.
+    fn container() -> Arc<Container> {
+        let container = Container::new("c", vec![]);
+        // This process stands for the first one; nothing is done to it.
+        container.init.born(getpid()).unwrap();
+        container.init.advance(&[Phase::Creating], Phase::Running).unwrap();
+        let process = serde_json::json!({ "args": ["true"], "cwd": "/", "user": { "uid": 0, "gid": 0 } });
+        let plan = Plan {
+            process: serde_json::from_value(process).unwrap(),
+            stdio: api::Stdio::default(),
+            endpoints: Endpoints { stdin: None, stdout: None, stderr: None },
+        };
+        let process = Process::new("exec e".into(), Phase::Created);
+        container.execs().insert("e".into(), Arc::new(Exec { process, plan: Mutex::new(Some(plan)) }));
+        container
+    }
+
+    /// The runtime's clock jumps to what is waited for next; what blocks a thread takes its real time.
+    #[tokio::test(start_paused = true)]
+    async fn waiting_for_leave_and_making_the_process_have_one_deadline_together() {
+        let (spawner, _silent) = Spawner::silent().unwrap();
+        let services = Arc::new(Services::new(spawner, Reaper::default()).unwrap());
+        let container = container();
+        let mut others = Vec::new();
+        while let Ok(leave) = services.leave_to_make(Instant::now()).await {
+            others.push(leave);
+        }
+        let begin = std::time::Instant::now();
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let others_end = async {
+            tokio::time::sleep_until(deadline - Duration::from_millis(100)).await;
+            drop(others);
+        };
+        let (started, ()) = tokio::join!(start_exec(&services, &container, "e", deadline), others_end);
+        assert!(started.unwrap_err().to_string().contains("gave no answer"));
+        assert_eq!(container.exec("e").unwrap().process.phase(), Phase::Stopped);
+        assert!(begin.elapsed() < Duration::from_secs(30), "{:?}", begin.elapsed());
+    }
 }

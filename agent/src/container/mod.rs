@@ -22,6 +22,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use oci_spec::runtime::LinuxPersonalityDomain;
+use tokio::time::Instant;
 
 use crate::error::{AgentError, Result};
 use crate::process::{Phase, Process};
@@ -46,6 +47,8 @@ pub struct Container {
     facts: Mutex<Facts>,
     paused: AtomicBool,
     execs: Mutex<HashMap<String, Arc<Exec>>>,
+    /// Held while it is taken down, which only one call may do at a time.
+    pub removal: tokio::sync::Mutex<()>,
 }
 
 /// What building a container found out and later execs need.
@@ -81,7 +84,18 @@ impl Container {
             facts: Mutex::default(),
             paused: AtomicBool::new(false),
             execs: Mutex::default(),
+            removal: tokio::sync::Mutex::default(),
         })
+    }
+
+    /// One whose cgroup is a directory of a test's.
+    #[cfg(test)]
+    pub(crate) fn in_cgroup(id: &str, layers: Vec<u32>, path: PathBuf) -> Arc<Self> {
+        let mut container = Self::new(id, layers);
+        if let Some(container) = Arc::get_mut(&mut container) {
+            container.cgroup = Cgroup::at(id, path);
+        }
+        container
     }
 
     /// One of its processes: the first if `exec` is empty.
@@ -130,14 +144,14 @@ impl Container {
         Ok(())
     }
 
-    /// Freezes or thaws its processes.
+    /// Freezes or thaws its processes, which may take until `deadline`.
     ///
     /// # Errors
     ///
     /// [`AgentError::WrongState`] unless it runs; otherwise the kernel's refusal.
-    pub fn set_paused(&self, paused: bool) -> Result<()> {
+    pub fn set_paused(&self, paused: bool, deadline: Instant) -> Result<()> {
         self.check_running()?;
-        self.cgroup.freeze(paused)?;
+        self.cgroup.freeze(paused, deadline)?;
         self.paused.store(paused, Ordering::Relaxed);
         Ok(())
     }
@@ -162,20 +176,21 @@ impl Container {
         Ok(())
     }
 
-    /// Takes down what it had in the guest. Its processes must have ended, or have no right to go on.
+    /// Takes down what it had in the guest. Its processes must have ended, or have no right to go on; they may take until
+    /// `deadline` to die.
     ///
     /// # Errors
     ///
-    /// When processes do not die.
-    pub fn clear(&self) -> Result<()> {
+    /// When processes do not die or the kernel refuses. What can be taken down is gone then; a further call does the rest.
+    pub fn clear(&self, deadline: Instant) -> Result<()> {
         for exec in self.execs().drain() {
             exec.1.process.finish_streams();
         }
-        let removed = self.cgroup.remove();
+        let removed = self.cgroup.remove(deadline);
         self.init.finish_streams();
-        rootfs::unmount_and_clear(&self.id);
+        let unmounted = rootfs::unmount_and_clear(&self.id);
         let _ = std::fs::remove_dir_all(std::path::Path::new(crate::paths::RUNTIME).join(&self.id));
-        removed
+        removed.and(unmounted)
     }
 }
 

@@ -9,7 +9,9 @@ use std::sync::Mutex;
 
 use oci_spec::runtime::Mount;
 use ravelin_proto::agent as api;
-use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, mkdirat, openat, openat2};
+use rustix::fs::{
+    AtFlags, CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Uid, chownat, mkdirat, openat, openat2,
+};
 use rustix::mount::{
     MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount, mount_bind,
     mount_change, move_mount, open_tree, unmount,
@@ -76,6 +78,11 @@ pub fn resolve(
 ///
 /// A mount of its own keeps it writable when the root is made read-only.
 fn own_directory(id: &str, index: usize, mounts: &[Mount], rootfs: &Path) -> Result<PathBuf> {
+    bind(id, index, &open_own_directory(id, index, mounts, rootfs)?, false)
+}
+
+/// Opens that directory; makes it if the image has none.
+fn open_own_directory(id: &str, index: usize, mounts: &[Mount], rootfs: &Path) -> Result<OwnedFd> {
     let mount = mounts
         .get(index)
         .ok_or_else(|| AgentError::Invalid(format!("the spec of container {id} has no mount {index}")))?;
@@ -84,7 +91,7 @@ fn own_directory(id: &str, index: usize, mounts: &[Mount], rootfs: &Path) -> Res
     if inside.as_os_str().is_empty() {
         return Err(AgentError::Invalid(format!("mount {index} of container {id} would cover its root")));
     }
-    bind(id, index, &walk(rootfs, &inside, Missing::MakeLikeVolume)?, false)
+    walk(rootfs, &inside, Missing::MakeForRoot)
 }
 
 /// What a container mounts of an emptyDir.
@@ -213,6 +220,9 @@ pub(super) enum Missing {
     Refuse,
     /// It makes them as the kubelet does: the last with the volume's permissions, those above it with 0755.
     MakeLikeVolume,
+    /// It makes them as containerd does for an image's volume: the last is root's with 0755, whatever the directory that
+    /// it is in says. The image's `/` may be one that nobody can write without capabilities.
+    MakeForRoot,
 }
 
 /// Opens a path inside a volume, links resolved as if the volume were the root.
@@ -256,7 +266,12 @@ pub(super) fn walk(volume: &Path, sub_path: &Path, missing: Missing) -> Result<O
         here = next.attempt(attempt)?;
     }
     if made {
-        let mode = rustix::fs::fstat(&root).attempt(attempt)?.st_mode & 0o777;
+        let mode = if missing == Missing::MakeForRoot {
+            chownat(&here, c"", Some(Uid::ROOT), Some(Gid::ROOT), AtFlags::EMPTY_PATH).attempt(attempt)?;
+            0o755
+        } else {
+            rustix::fs::fstat(&root).attempt(attempt)?.st_mode & 0o777
+        };
         // A path descriptor has no permissions to change but by its name.
         let path = format!("/proc/self/fd/{}", here.as_raw_fd());
         fs::set_permissions(path, fs::Permissions::from_mode(mode)).attempt(attempt)?;
@@ -298,5 +313,31 @@ mod tests {
         fs::set_permissions(volume.path().join("a/b"), fs::Permissions::from_mode(0o700)).unwrap();
         walk(volume.path(), Path::new("a/b"), Missing::MakeLikeVolume).unwrap();
         assert_eq!(mode("a/b"), 0o700);
+    }
+
+    #[test]
+    fn a_missing_image_volume_is_made_for_root_whatever_the_images_root_is() {
+        use std::os::unix::fs::MetadataExt;
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let image = tempfile::tempdir().unwrap();
+        chown(image.path(), Some(1000), Some(2000)).unwrap();
+        // The set-group-id bit would go to what is made, and the group with it.
+        fs::set_permissions(image.path(), fs::Permissions::from_mode(0o2555)).unwrap();
+        let open = |path: &str| {
+            let mut mount = Mount::default();
+            mount.set_destination(Path::new("/").join(path));
+            open_own_directory("c", 0, &[mount], image.path()).unwrap();
+        };
+        for path in ["data", "var/lib/data"] {
+            open(path);
+            let made = fs::metadata(image.path().join(path)).unwrap();
+            assert_eq!((made.mode() & 0o7777, made.uid(), made.gid()), (0o755, 0, 0), "{path}");
+        }
+        // What the image has is left as it is.
+        fs::set_permissions(image.path().join("data"), fs::Permissions::from_mode(0o700)).unwrap();
+        open("data");
+        assert_eq!(fs::metadata(image.path().join("data")).unwrap().mode() & 0o7777, 0o700);
     }
 }

@@ -73,17 +73,21 @@ fn overlay(lower: &[PathBuf], upper: &Path, work: &Path, target: &Path) -> io::R
 }
 
 /// Unmounts what was mounted for a container and gives the scratch space back, the latter in the background.
-pub fn unmount_and_clear(id: &str) {
+///
+/// # Errors
+///
+/// When it cannot be unmounted.
+pub fn unmount_and_clear(id: &str) -> Result<()> {
     let directory = paths::container(id);
     // What containers mounted below a shared volume is not taken away from the others.
     let _ = mount_change(&directory, MountPropagationFlags::PRIVATE | MountPropagationFlags::REC);
     match unmount(&directory, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
-        // Not mounted: creating the container failed before that.
+        // Not mounted: creating the container failed before that, or it was cleared before.
         Ok(()) | Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => {
             let _ = fs::remove_dir_all(&directory);
         }
         // Its files are not removed through mounts that are still there, into a volume.
-        Err(error) => crate::log!("cannot unmount {}: {error}", directory.display()),
+        Err(error) => return Err(error).attempt(|| format!("unmount {}", directory.display())),
     }
     let scratch = paths::container_scratch(id);
     // Renamed at once, so that the id is free; removed when there is time.
@@ -96,6 +100,7 @@ pub fn unmount_and_clear(id: &str) {
             crate::log!("cannot remove what the container {id} wrote: {error}");
         }
     }
+    Ok(())
 }
 
 /// Removes a tree that a container made, however deep it is: directories are moved up to `home` one by one, so that neither

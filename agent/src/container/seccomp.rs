@@ -197,6 +197,19 @@ mod tests {
     }
 
     #[test]
+    fn a_compiled_profile_begins_with_what_answers_unknown_calls() {
+        let refusing = r#""syscalls":[{"names":["read"],"action":"SCMP_ACT_ALLOW"}]}"#;
+        let refusing = profile(&format!(r#"{{"defaultAction":"SCMP_ACT_ERRNO",{refusing}"#));
+        let stub = unknown_calls::stub(&refusing, &[]);
+        let compiled = compile(&refusing).unwrap();
+        assert!(!stub.is_empty());
+        let (begin, filter) = compiled.split_at(4).1.split_at(stub.len());
+        assert_eq!(begin, stub);
+        // The filter itself is whole: it loads the architecture first (`BPF_LD | BPF_W | BPF_ABS`).
+        assert_eq!(filter.get(..8), Some(&[0x20, 0, 0, 0, 4, 0, 0, 0][..]));
+    }
+
+    #[test]
     fn a_listener_is_refused() {
         let profile = profile(
             r#"{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"names":["read"],"action":"SCMP_ACT_NOTIFY"}]}"#,

@@ -68,16 +68,18 @@ fn protect_from_oom() {
 /// Containers inherit these unless their spec sets them: what containerd's service gives runc on a node.
 fn raise_limits() {
     const FILES: u64 = 1 << 20;
-    let set = |what, limit: u64| {
-        let limit = libc::rlimit { rlim_cur: limit, rlim_max: limit };
+    let set = |what, soft: u64, hard: u64| {
+        let limit = libc::rlimit { rlim_cur: soft, rlim_max: hard };
         // SAFETY: `limit` is a valid rlimit for the call's duration.
         if unsafe { libc::setrlimit(what, &raw const limit) } != 0 {
             log!("cannot raise resource limit {what}: {}", io::Error::last_os_error());
         }
     };
-    set(libc::RLIMIT_NOFILE, FILES);
-    set(libc::RLIMIT_NPROC, libc::RLIM_INFINITY);
-    set(libc::RLIMIT_CORE, libc::RLIM_INFINITY);
+    set(libc::RLIMIT_NOFILE, FILES, FILES);
+    set(libc::RLIMIT_NPROC, libc::RLIM_INFINITY, libc::RLIM_INFINITY);
+    // A program that crashes again and again must not fill the pod's disk, unless it raises its limit: a core dump is as large
+    // as its memory.
+    set(libc::RLIMIT_CORE, 0, libc::RLIM_INFINITY);
 }
 
 fn loopback_up() -> io::Result<()> {

@@ -20,11 +20,12 @@ mod user;
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::process::Pid;
+use tokio::time::Instant;
 
 use crate::error::AgentError;
 pub use message::{Console, Request, SpawnerError};
@@ -69,14 +70,21 @@ impl Spawner {
         }
     }
 
+    /// A spawner that never answers, and the other end of its socket.
+    #[cfg(test)]
+    pub(crate) fn silent() -> io::Result<(Self, OwnedFd)> {
+        let (socket, other) = pair()?;
+        Ok((Self { socket, pid: rustix::process::getpid() }, other))
+    }
+
     /// The spawner's own pid.
     #[must_use]
     pub const fn pid(&self) -> Pid {
         self.pid
     }
 
-    /// Has a request carried out; blocks until it is done, but no longer than for `patience`. `fds` are what the request goes with, the new process's standard
-    /// descriptors last.
+    /// Has a request carried out; blocks until it is done, but not beyond `deadline`. `fds` are what the request goes with,
+    /// the new process's standard descriptors last.
     ///
     /// `note` is called with the new pid while that process cannot have been handed to the agent yet: whatever
     /// must know the pid before its exit can be seen belongs there. If it fails, the process is killed.
@@ -88,11 +96,10 @@ impl Spawner {
         &self,
         request: &Request,
         fds: &[BorrowedFd<'_>],
-        patience: Duration,
+        deadline: Instant,
         note: impl FnOnce(&Spawned) -> Result<(), AgentError>,
     ) -> Result<(), SpawnerError> {
         let (ours, theirs) = pair().map_err(SpawnerError::Channel)?;
-        let deadline = Instant::now() + patience;
         send(&ours, request, fds)?;
         send(&self.socket, &(), &[theirs.as_fd()])?;
         drop(theirs);

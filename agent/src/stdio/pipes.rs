@@ -4,6 +4,7 @@ use std::os::fd::OwnedFd;
 
 use rustix::fs::{Gid, Mode, OFlags, Uid, fchown, open};
 use rustix::pipe::{PipeFlags, pipe_with};
+use tokio::time::Instant;
 
 use super::registry::{BoxStream, Registry};
 use crate::error::{Attempt, Result};
@@ -19,16 +20,20 @@ pub struct Endpoints {
 }
 
 impl Endpoints {
-    /// Takes the connections a call names.
+    /// Takes the connections a call names; waits for them until `deadline`.
     ///
     /// # Errors
     ///
     /// When one does not come.
-    pub async fn take(registry: &Registry, stdio: &ravelin_proto::agent::Stdio) -> Result<Self> {
+    pub async fn take(
+        registry: &Registry,
+        stdio: &ravelin_proto::agent::Stdio,
+        deadline: Instant,
+    ) -> Result<Self> {
         Ok(Self {
-            stdin: registry.take(stdio.stdin).await?,
-            stdout: registry.take(stdio.stdout).await?,
-            stderr: registry.take(stdio.stderr).await?,
+            stdin: registry.take(stdio.stdin, deadline).await?,
+            stdout: registry.take(stdio.stdout, deadline).await?,
+            stderr: registry.take(stdio.stderr, deadline).await?,
         })
     }
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use crate::error::{AgentError, Result};
 use crate::sync::lock;
@@ -21,8 +22,8 @@ pub type BoxStream = Box<dyn Stream>;
 const MAX_WAITING: usize = 4096;
 /// How long a connection waits to be named.
 const PATIENCE: Duration = Duration::from_secs(120);
-/// How long a call waits for a connection it names.
-const TAKE: Duration = Duration::from_secs(10);
+/// How long a connection may take to say its id.
+const HELLO: Duration = Duration::from_secs(30);
 
 /// Connections by the id the host gave them.
 #[derive(Default)]
@@ -34,7 +35,7 @@ pub struct Registry {
 impl Registry {
     /// Takes in a connection: its first eight bytes are its id.
     pub async fn accept(self: Arc<Self>, mut stream: BoxStream) {
-        let id = tokio::time::timeout(TAKE, stream.read_u64_le()).await;
+        let id = tokio::time::timeout(HELLO, stream.read_u64_le()).await;
         // One that says nothing, or 0, is closed.
         let Ok(Ok(id @ 1..)) = id else { return };
         {
@@ -49,12 +50,12 @@ impl Registry {
         lock(&self.waiting).remove(&id);
     }
 
-    /// The connection with this id, waited for if need be; `None` for id 0.
+    /// The connection with this id, waited for until `deadline` if need be; `None` for id 0.
     ///
     /// # Errors
     ///
     /// [`AgentError::NotFound`] when it does not come.
-    pub async fn take(&self, id: u64) -> Result<Option<BoxStream>> {
+    pub async fn take(&self, id: u64, deadline: Instant) -> Result<Option<BoxStream>> {
         if id == 0 {
             return Ok(None);
         }
@@ -70,7 +71,7 @@ impl Registry {
                 arrived.await;
             }
         };
-        tokio::time::timeout(TAKE, come)
+        tokio::time::timeout_at(deadline, come)
             .await
             .map(Some)
             .map_err(|_| AgentError::NotFound(format!("stream {id} was never connected")))
@@ -89,22 +90,32 @@ mod tests {
 
     use super::*;
 
+    const SOON: Duration = Duration::from_secs(45);
+
+    fn soon() -> Instant {
+        Instant::now() + SOON
+    }
+
     #[tokio::test]
     async fn a_connection_is_found_by_its_id_before_or_after_it_comes() {
         let registry = Arc::new(Registry::default());
         let (mut host, guest) = tokio::io::duplex(64);
         let early = tokio::spawn({
             let registry = Arc::clone(&registry);
-            async move { registry.take(7).await.unwrap().is_some() }
+            async move { registry.take(7, soon()).await.unwrap().is_some() }
         });
         tokio::spawn(Arc::clone(&registry).accept(Box::new(guest)));
         host.write_all(&7_u64.to_le_bytes()).await.unwrap();
         assert!(early.await.unwrap());
-        assert!(registry.take(0).await.unwrap().is_none());
+        assert!(registry.take(0, soon()).await.unwrap().is_none());
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_connection_that_never_comes_is_not_found() {
-        assert!(matches!(Registry::default().take(9).await, Err(AgentError::NotFound(_))));
+    async fn a_connection_that_does_not_come_is_waited_for_until_the_callers_deadline() {
+        let begin = Instant::now();
+        let refused = Registry::default().take(9, soon()).await;
+        assert!(matches!(refused, Err(AgentError::NotFound(_))));
+        let waited = begin.elapsed();
+        assert!((SOON..SOON + Duration::from_secs(1)).contains(&waited), "{waited:?}");
     }
 }

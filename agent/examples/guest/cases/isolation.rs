@@ -10,7 +10,7 @@ pub async fn isolation(client: Client) {
     let script = "ps | wc -l; ls / | tr '\\n' ' '; mount | grep -c ravelin; cat /proc/self/cgroup; \
         cat /proc/self/oom_score_adj; ls /sys/fs/cgroup | grep -c memory.max; echo 1 > /proc/sys/kernel/printk; \
         touch /sys/x; cat /proc/kcore | wc -c; grep Cap /proc/self/status; ulimit -n; \
-        cat /proc/sys/net/ipv4/ip_unprivileged_port_start";
+        ulimit -c; ulimit -Hc; cat /proc/sys/net/ipv4/ip_unprivileged_port_start";
     let (status, out, err) = sh(&client, "iso", script).await;
     println!("        {}", out.replace('\n', "\n        "));
     println!("        {}", err.replace('\n', "\n        "));
@@ -18,6 +18,8 @@ pub async fn isolation(client: Client) {
     assert!(out.contains("0::/\n0\n1\n"), "{out}");
     assert!(out.contains("CapBnd:\t00000000a80425fb"), "{out}");
     assert!(out.contains("CapEff:\t00000000a80425fb"), "{out}");
+    // No core dumps, unless a program asks for them.
+    assert!(out.contains("\n1048576\n0\nunlimited\n"), "{out}");
     assert!(err.contains("Read-only"), "{err}");
 }
 

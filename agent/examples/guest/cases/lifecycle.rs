@@ -122,6 +122,29 @@ pub async fn pause(client: Client) {
     container.end().await;
 }
 
+fn layer_two() -> api::AddExtentRequest {
+    api::AddExtentRequest { id: 2, disk: 0, offset: 64 << 20, length: 16 << 20, filesystem: "erofs".into() }
+}
+
+/// A layer whose device is open elsewhere is unmounted and stays; no container gets it until it is added again.
+pub async fn half_removed_layer(mut client: Client) {
+    let layer = api::RemoveExtentRequest { id: 2, disk: 0 };
+    let device = std::fs::File::open("/dev/vda2").unwrap();
+    for _ in 0..2 {
+        let refused = client.remove_extent(layer).await.unwrap_err();
+        assert!(refused.message().contains("busy"), "{refused}");
+        let refused = Container::create(&client, "half", spec(&["true"])).await.err().unwrap();
+        assert_eq!(refused.code(), Code::NotFound);
+    }
+    client.add_extent(layer_two()).await.unwrap();
+    assert_eq!(sh(&client, "half", "cat /etc/top").await.1, "layer two\n");
+    client.remove_extent(layer).await.unwrap_err();
+    drop(device);
+    client.remove_extent(layer).await.unwrap();
+    client.add_extent(layer_two()).await.unwrap();
+    assert_eq!(sh(&client, "half", "cat /etc/top").await.1, "layer two\n");
+}
+
 pub async fn restart(mut client: Client) {
     for round in 0..5 {
         assert_eq!(sh(&client, "again", &format!("exit {round}")).await.0, round);
@@ -133,14 +156,7 @@ pub async fn restart(mut client: Client) {
     assert_eq!(client.remove_extent(layer).await.unwrap_err().code(), Code::FailedPrecondition);
     container.end().await;
     client.remove_extent(layer).await.unwrap();
-    let again = api::AddExtentRequest {
-        id: 2,
-        disk: 0,
-        offset: 64 << 20,
-        length: 16 << 20,
-        filesystem: "erofs".into(),
-    };
-    client.add_extent(again).await.unwrap();
+    client.add_extent(layer_two()).await.unwrap();
     assert_eq!(sh(&client, "again", "cat /etc/top").await.1, "layer two\n");
     let left = std::fs::read_dir(ravelin_agent::paths::CONTAINERS).unwrap().count();
     let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();

@@ -85,11 +85,13 @@ pub fn run() {
         volumes::links,
         volumes::propagation,
         volumes::at_once,
+        volumes::room,
         resources::limits,
         resources::oom,
         resources::fork_bomb,
         resources::stats,
         lifecycle::restart,
+        lifecycle::half_removed_layer,
     );
     println!(
         "test result: {}. {passed} passed; {failed} failed; 0 ignored; 0 measured; {filtered} filtered out; finished in {:.2}s",

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use ravelin_proto::agent as api;
 use serde_json::{Value, json};
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tonic::Code;
 
 use crate::container::Container;
@@ -266,4 +266,45 @@ pub async fn at_once(client: Client) {
     for said in futures_util::future::join_all(all).await {
         assert_eq!(said, "2770 2000\n1\n");
     }
+}
+
+/// What containers write into their single files has an end, and takes nothing from what the host pushes.
+pub async fn room(mut client: Client) {
+    let single = |volume: &str, writable| api::PushVolumeRequest {
+        volume: volume.into(),
+        entries: vec![file("", "short\n")],
+        single_file: true,
+        writable,
+    };
+    client.push_volume(single("room-log", true)).await.unwrap();
+    client.push_volume(single("room-file", false)).await.unwrap();
+    // More than there is memory for single files.
+    let fill =
+        |path| format!("dd if=/dev/zero of={path} bs=1M count=24 2>/dev/null; echo $?; stat -c %s {path}; ");
+    let script = fill("/dev/termlog") + &fill("/etc/hosts") + "read line; cat /etc/hosts";
+    let binds = with_binds(spec(&["sh", "-c", &script]), &["/dev/termlog", "/etc/hosts"]);
+    let mounts = vec![pushed(6, "room-log", ""), pushed(7, "room-file", "")];
+    let container = Container::create_with(&client, "room", binds, false, |request| request.mounts = mounts);
+    let mut container = container.await.unwrap();
+    container.start().await;
+    let mut lines = BufReader::new(&mut container.streams.stdout).lines();
+    let mut numbers = Vec::new();
+    while numbers.len() < 4 {
+        numbers.push(lines.next_line().await.unwrap().unwrap().parse::<u64>().unwrap());
+    }
+    // The log lies on the disk and took nothing from the file, which is as large as it may be.
+    assert_eq!(numbers[..3], [0, 24 << 20, 1]);
+    assert!((12 << 20..=16 << 20).contains(&numbers[3]), "{numbers:?}");
+    let tree = api::PushVolumeRequest {
+        volume: "room-tree".into(),
+        entries: vec![file("key", "value")],
+        ..Default::default()
+    };
+    client.push_volume(tree).await.unwrap();
+    client.push_volume(single("room-file", false)).await.unwrap();
+    container.streams.stdin.write_all(b"\n").await.unwrap();
+    assert_eq!(container.streams.out().await, "short\n");
+    let read = api::ReadVolumeRequest { volume: "room-log".into(), max_bytes: 4, remove: true };
+    assert_eq!(client.read_volume(read).await.unwrap().into_inner().data[..], [0; 4]);
+    container.end().await;
 }
