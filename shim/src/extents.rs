@@ -178,7 +178,7 @@ async fn add(agent: &Agent, slot: &Slot, layer: &Layer) -> Result<(), ExtentErro
         length: slot.length,
         filesystem: "erofs".to_owned(),
     };
-    let added = agent.call("mount an image layer", agent.client().add_extent(request)).await;
+    let added = agent.call("mount an image layer", agent.client().add_extent(agent.request(request))).await;
     if let Err(error) = added {
         let _ = agent.machine().remove_extent(ExtentDisk::Layers, slot.offset).await;
         return Err(ExtentError::Agent(error));

@@ -234,8 +234,10 @@ pub(super) async fn agent(
         shared_pid_namespace: true,
     };
     let mut client = agent.client();
-    let (setup, metrics) =
-        tokio::join!(agent.call("set the pod up", client.setup_sandbox(request)), machine.metrics());
+    let (setup, metrics) = tokio::join!(
+        agent.call("set the pod up", client.setup_sandbox(agent.request(request))),
+        machine.metrics()
+    );
     let setup = setup.map_err(BootError::Setup)?;
     if setup.protocol_version != PROTOCOL_VERSION {
         return Err(BootError::Version { theirs: setup.protocol_version });

@@ -84,7 +84,7 @@ async fn connect(pod: &Pod, port: u16) -> Result<UnixStream, TaskError> {
     let guest = pod.agent.machine().open_stream(id).await.map_err(TaskError::failed)?;
     let request = DialRequest { port: u32::from(port), stream: id };
     let mut client = pod.agent.client();
-    let dialed = pod.agent.call("connect to a port", client.dial(request)).await;
+    let dialed = pod.agent.call("connect to a port", client.dial(pod.agent.request(request))).await;
     dialed.map_err(TaskError::failed)?;
     Ok(guest)
 }

@@ -190,7 +190,7 @@ impl Exec {
         self.io_drain().await;
         let request = container.process(&self.id);
         let agent = container.agent();
-        deleted_or_gone(agent.call("delete a process", agent.client().delete(request)).await)?;
+        deleted_or_gone(agent.call("delete a process", agent.client().delete(agent.request(request))).await)?;
         Ok(exit)
     }
 }

@@ -72,7 +72,8 @@ pub(super) async fn remove_from_guest(pod: &Pod, id: &str, exec_id: &str) {
             // It is still being made, and there is nothing to be killed yet; or it was noted and will never be started.
             Err(TaskError::FailedPrecondition(_)) if began.elapsed() < deadline::GIVEN_UP => {
                 let mut client = agent.client();
-                if agent.call("delete a process", client.delete(request.clone())).await.is_ok() {
+                if agent.call("delete a process", client.delete(agent.request(request.clone()))).await.is_ok()
+                {
                     return;
                 }
                 tokio::time::sleep(deadline::GIVEN_UP_PAUSE).await;
@@ -84,7 +85,7 @@ pub(super) async fn remove_from_guest(pod: &Pod, id: &str, exec_id: &str) {
         }
     }
     pod.supervisor.see_to_the_end_of(agent, agent.wait(id, exec_id)).await;
-    if let Err(error) = agent.call("delete a process", agent.client().delete(request)).await
+    if let Err(error) = agent.call("delete a process", agent.client().delete(agent.request(request))).await
         && error.code() != Some(tonic::Code::NotFound)
         && agent.machine().exited().is_none()
     {

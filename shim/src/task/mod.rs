@@ -228,7 +228,7 @@ impl Container {
     /// When the container is in the wrong state.
     pub async fn pause(&self, frozen: bool, publisher: &Publisher) -> Result<(), TaskError> {
         let _turn = self.turn.lock().await;
-        let request = ContainerRequest { container_id: self.id.clone() };
+        let request = self.agent().request(ContainerRequest { container_id: self.id.clone() });
         match (self.life.phase(), frozen) {
             (Phase::Running, true) => {
                 self.agent().call("pause a container", self.agent().client().pause(request)).await?;
@@ -314,8 +314,8 @@ impl Container {
         for exec in execs.into_values() {
             exec.io_drain().await;
         }
-        let deleted =
-            self.agent().call("delete a container", self.agent().client().delete(self.process(""))).await;
+        let request = self.agent().request(self.process(""));
+        let deleted = self.agent().call("delete a container", self.agent().client().delete(request)).await;
         deleted_or_gone(deleted)?;
         self.pod.volumes.container_removed(&self.id).await;
         let layers = std::mem::take(&mut *lock(&self.layers));
