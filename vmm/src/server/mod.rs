@@ -5,6 +5,7 @@
 
 mod metrics;
 mod pausing;
+mod shim;
 mod steering;
 
 use std::fs::File;

@@ -1,6 +1,5 @@
 //! Steers a running machine: requests, notices, and the order of its end.
 
-use std::collections::VecDeque;
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -8,8 +7,9 @@ use std::time::{Duration, Instant};
 
 use super::metrics::Facts;
 use super::pausing::{Next, Pausing};
-use crate::control::transport::{self, Packet, TransportError};
-use crate::control::{Answer, Command, ExitReason, Message, Request};
+use super::shim::Shim;
+use crate::control::transport::{Packet, TransportError};
+use crate::control::{Answer, Command, ExitReason, Request};
 use crate::event::{Event, Mailbox, Poller};
 use crate::log::{describe, log};
 use crate::machine::vcpu::VcpuEvent;
@@ -24,20 +24,15 @@ pub(super) const NOTICES: u32 = 1;
 const CONSOLE_MS: u32 = 50;
 /// How long the last output of a guest that powers off may take to reach the host's readers.
 const DRAIN_TIME: Duration = Duration::from_secs(2);
-/// The shim gets its turn for reading so many replies before it may ask for more.
-const MAX_OUTGOING: usize = 256;
 
 /// A machine and the one who steers it.
 pub(super) struct Server<'a> {
-    control: &'a OwnedFd,
+    shim: Shim<'a>,
     machine: Machine,
     poller: Poller,
     notices: Arc<Mailbox<Notice>>,
     facts: Facts,
     pausing: Pausing,
-    outgoing: VecDeque<Message>,
-    /// What the control socket is waited for: reading, writing.
-    interest: (bool, bool),
     ended: Option<ExitReason>,
     shim_is_gone: bool,
     drained: bool,
@@ -52,14 +47,12 @@ impl<'a> Server<'a> {
         facts: Facts,
     ) -> Self {
         Self {
-            control,
+            shim: Shim::new(control),
             machine,
             poller,
             notices,
             facts,
             pausing: Pausing::default(),
-            outgoing: VecDeque::new(),
-            interest: (true, false),
             ended: None,
             shim_is_gone: false,
             drained: false,
@@ -104,7 +97,8 @@ impl<'a> Server<'a> {
         if self.shim_is_gone {
             return Ok(());
         }
-        self.watch_control()?;
+        // Nobody is listened to when the machine has ended.
+        self.shim.watch(&self.poller.registrar(0), self.ended.is_none())?;
         let limit = limit.map(|limit| u32::try_from(limit.as_millis()).unwrap_or(u32::MAX));
         let console = self.machine.console().map(|_| CONSOLE_MS);
         let timeout = [limit, console, self.pausing.timeout_ms()].into_iter().flatten().min();
@@ -118,18 +112,6 @@ impl<'a> Server<'a> {
         self.go_on_pausing(next);
         if let Some(console) = self.machine.console() {
             console.flush();
-        }
-        Ok(())
-    }
-
-    /// A shim that does not read its replies is not listened to, nor is any when the machine has ended, and replies that did not go are tried again when there
-    /// is room.
-    fn watch_control(&mut self) -> std::io::Result<()> {
-        let listens = self.ended.is_none() && self.outgoing.len() < MAX_OUTGOING;
-        let interest = (listens, !self.outgoing.is_empty());
-        if interest != self.interest {
-            self.interest = interest;
-            self.poller.registrar(0).change(self.control, CONTROL, interest.0, interest.1)?;
         }
         Ok(())
     }
@@ -194,8 +176,8 @@ impl<'a> Server<'a> {
     }
 
     fn control(&mut self, event: Event) {
-        while self.ended.is_none() && self.outgoing.len() < MAX_OUTGOING {
-            match transport::recv::<Request>(self.control) {
+        while self.ended.is_none() {
+            match self.shim.receive() {
                 Ok(Some(packet)) => self.request(packet),
                 Ok(None) => self.lose_shim(),
                 Err(error) if error.would_block() => break,
@@ -271,24 +253,12 @@ impl<'a> Server<'a> {
     }
 
     pub fn reply(&mut self, id: u64, result: Result<Answer, String>) {
-        self.outgoing.push_back(Message::Reply { id, result });
+        self.shim.reply(id, result);
     }
 
-    /// Sends what the socket takes.
     fn flush(&mut self) {
-        while let Some(message) = self.outgoing.front() {
-            match transport::send(self.control, message, &[]) {
-                Ok(()) => drop(self.outgoing.pop_front()),
-                Err(error) if error.would_block() => break,
-                Err(TransportError::Socket(_)) => {
-                    self.outgoing.clear();
-                    self.lose_shim();
-                }
-                Err(error) => {
-                    log(&describe(&error));
-                    self.outgoing.pop_front();
-                }
-            }
+        if !self.shim.flush() {
+            self.lose_shim();
         }
     }
 }

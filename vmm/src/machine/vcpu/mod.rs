@@ -104,6 +104,8 @@ impl Vcpus {
                 Ok(thread) => running.threads.push(thread),
                 Err(error) => {
                     gate.leave();
+                    // One that does not end in time loses nothing when the caller gives up: its thread holds its
+                    // descriptor, which keeps the virtual machine, and the devices; and memory is never unmapped.
                     running.end();
                     return Err(error);
                 }

@@ -141,6 +141,7 @@ mod tests {
     use vm_memory::Bytes;
 
     use super::*;
+    use crate::virtio::testing::{Driver, SIZE};
 
     #[test]
     fn inflating_gives_pages_back_and_survives_pages_that_do_not_exist() {
@@ -158,5 +159,23 @@ mod tests {
             .filter(|page| memory.read_obj::<u8>(GuestAddress(page << PFN_SHIFT)).unwrap() == 1)
             .collect();
         assert_eq!(left, [298, 302, 303, 304, 305, 306, 307, 308, 309, 311]);
+    }
+    #[test]
+    fn a_guest_that_gives_without_end_is_served_in_turns() {
+        for index in [INFLATE, DEFLATE, REPORTING] {
+            let mut driver = Driver::new();
+            let mut balloon = Balloon::default();
+            balloon.activate(0, (0..3).map(|queue| (queue == index).then(|| driver.queue())).collect());
+            for _ in 0..SIZE {
+                driver.add(&[], &[(0x20_0000, 4096)]);
+            }
+            for _ in 0..SIZE / BUDGET {
+                balloon.serve(index);
+                assert_eq!(driver.used().len(), usize::from(BUDGET));
+                assert!(driver.was_notified(), "the rest is left for the next turn");
+            }
+            balloon.serve(index);
+            assert!(driver.used().is_empty() && !driver.was_notified());
+        }
     }
 }

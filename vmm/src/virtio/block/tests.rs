@@ -219,11 +219,17 @@ fn a_read_only_disk_refuses_every_change() {
 
 #[test]
 fn a_flush_of_the_scratch_disk_waits_for_nothing() {
-    let mut disk = Disk::new();
+    // A file that cannot be flushed tells if it is asked to.
+    let file = std::fs::File::open("/dev/null").unwrap();
+    file.sync_data().unwrap_err();
+    let storage = Scratch::new(file.try_clone().unwrap()).unwrap();
+    let mut disk = Disk::on("scratch", Box::new(storage), file);
     disk.put_header(HEADER, 4, 0);
     disk.driver.add(&[(HEADER.0, 16)], &[(STATUS.0, 1)]);
+    disk.memory.write_obj(0xffu8, STATUS).unwrap();
     disk.block.serve(0);
     assert_eq!(disk.driver.used().len(), 1, "done by the device's own thread");
+    assert_eq!(disk.memory.read_obj::<u8>(STATUS).unwrap(), STATUS_OK);
 }
 
 /// A disk on which every read waits for the test.

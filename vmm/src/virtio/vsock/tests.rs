@@ -223,6 +223,28 @@ fn a_host_that_does_not_read_holds_the_guest_back_and_loses_nothing() {
 }
 
 #[test]
+fn draining_does_not_wait_for_a_host_that_is_gone_nor_for_a_guest_that_does_not_take_its_reset() {
+    let mut guest = Guest::new();
+    let (mut host, request) = guest.connect();
+    // Use up the guest's buffers: it will not hear of the reset.
+    host.write_all(&[1; 8 * BUFFER as usize]).unwrap();
+    guest.run();
+    let chunk = vec![7u8; 64 << 10];
+    while guest.vsock.streams.values().all(|stream| stream.state() == State::Open) {
+        guest.send(Header { len: chunk.len() as u32, ..Guest::answer_to(&request, OP_RW) }, &chunk);
+    }
+    let drained = Arc::new(AtomicBool::new(false));
+    let tell = Arc::clone(&drained);
+    guest.commands.send(Command::WhenDrained(Box::new(move || tell.store(true, Ordering::SeqCst))));
+    guest.run();
+    assert!(!drained.load(Ordering::SeqCst), "the host may still read what was sent before the reset");
+    drop(host);
+    guest.run();
+    assert_eq!(guest.vsock.streams.len(), 1, "the reset is still to be told");
+    assert!(drained.load(Ordering::SeqCst));
+}
+
+#[test]
 fn a_guest_that_sends_more_than_it_may_is_reset() {
     let mut guest = Guest::new();
     let (_host, request) = guest.connect();
