@@ -510,7 +510,7 @@ fn run_start(bundle: &Path, id: &str, events: &str, bootstrap: Bootstrap) -> Str
         return out.trim().to_owned();
     }
     let result: Value = serde_json::from_str(&out).unwrap_or_else(|error| panic!("{error} in {out}"));
-    assert_eq!((&result["version"], &result["protocol"]), (&json!(3), &json!("ttrpc")), "{out}");
+    assert_eq!((&result["version"], &result["protocol"]), (&json!(2), &json!("ttrpc")), "{out}");
     result["address"].as_str().expect("an address").to_owned()
 }
 

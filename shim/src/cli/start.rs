@@ -25,6 +25,10 @@ use crate::spec::{self, Kind};
 
 /// Where shims' sockets are unless containerd says otherwise.
 const SOCKET_DIR: &str = "/run/containerd/s";
+/// The version that stands for a shim whose sandboxes are driven as tasks: containerd says goodbye after each of its tasks.
+const TASK_API: u32 = 2;
+/// The version that stands for a shim whose end containerd's sandbox API decides.
+const SANDBOX_API: u32 = 3;
 /// Longest error of the daemon's that is passed on, in bytes.
 const MAX_WORDS: usize = 2048;
 /// The descriptor on which a daemon finds its listening socket.
@@ -39,7 +43,7 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
     if is_of_the_sandbox_api(&bundle) {
         let config = Config::load(Path::new(config::DEFAULT_PATH))?;
         let address = start_daemon(args, &input, &socket_dir, config.call_deadline())?;
-        return print(&result(&address));
+        return print(&result(SANDBOX_API, &address));
     }
     let spec = spec::load(&bundle)?;
     let address = match spec::kind(&spec)? {
@@ -60,12 +64,12 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
     let file = bundle.join("address");
     fs::write(&file, &address).map_err(CliError::system("write the shim's address into the bundle"))?;
     // Versions before 2 understand nothing but the address.
-    if input.modern { print(&result(&address)) } else { print(address.as_bytes()) }
+    if input.modern { print(&result(TASK_API, &address)) } else { print(address.as_bytes()) }
 }
 
-/// containerd's `BootstrapResult` as JSON: the task API of version 3, over ttrpc.
-fn result(address: &str) -> Vec<u8> {
-    json!({ "version": 3, "address": address, "protocol": "ttrpc" }).to_string().into_bytes()
+/// containerd's `BootstrapResult` as JSON, over ttrpc.
+fn result(version: u32, address: &str) -> Vec<u8> {
+    json!({ "version": version, "address": address, "protocol": "ttrpc" }).to_string().into_bytes()
 }
 
 /// Whether containerd's sandbox API begins with this bundle. Such a bundle holds no spec; and what is answered must say
