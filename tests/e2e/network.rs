@@ -135,17 +135,15 @@ fn the_pods_interface_is_the_one_that_the_network_plugin_made() {
 
 /// Greets whoever comes, and says again what it hears.
 const GREETER: &str = "
-import asyncio
-async def serve(reader, writer):
-    writer.write(b'hello\\n')
-    while line := await reader.readline():
-        writer.write(line)
-    writer.close()
-async def main():
-    server = await asyncio.start_server(serve, '127.0.0.1', 8080, backlog=1024)
-    print('ready', flush=True)
-    await server.serve_forever()
-asyncio.run(main())";
+import socket, threading
+def serve(peer):
+    peer.sendall(b'hello\\n')
+    while said := peer.recv(4096):
+        peer.sendall(said)
+server = socket.create_server(('127.0.0.1', 8080), backlog=1024)
+print('ready', flush=True)
+while True:
+    threading.Thread(target=serve, args=[server.accept()[0]], daemon=True).start()";
 
 #[test]
 fn hundreds_of_forwarded_connections_reach_a_server_on_the_pods_loopback() {
