@@ -76,7 +76,7 @@ impl Plan {
         })?;
         let shares = u64::try_from(resources.cpu_shares).ok().filter(|shares| *shares > 2);
         Ok(Self {
-            cgroups_path: request.cgroups_path.unwrap_or_else(|| format!("/ravelin/{}", request.sandbox_id)),
+            cgroups_path: request.cgroups_path.unwrap_or_else(|| format!("/ravelin-{}", request.sandbox_id)),
             sandbox_id: request.sandbox_id,
             pod_uid: request.pod_uid,
             hostname,
