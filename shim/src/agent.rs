@@ -3,11 +3,11 @@
 use std::future::Future;
 use std::io;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use hyper_util::rt::TokioIo;
 use ravelin_proto::agent::agent_client::AgentClient;
-use ravelin_proto::agent::{ProcessRequest, WaitResponse};
+use ravelin_proto::agent::{ProcessRequest, SetClockRequest, WaitResponse};
 use ravelin_proto::{CONTROL_PORT, MAX_MESSAGE_BYTES};
 use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint, Uri};
@@ -179,6 +179,22 @@ impl Agent {
         }
     }
 
+    /// Tells the guest the time, which is also the question whether it lives.
+    ///
+    /// # Errors
+    /// As [`Agent::call`], with the deadline `patience`.
+    pub async fn tell_time(&self, patience: Duration) -> Result<(), AgentError> {
+        let request = SetClockRequest { unix_nanos: unix_nanos() };
+        let mut client = self.client();
+        self.call_within("set the clock", patience, client.set_clock(request)).await.map(drop)
+    }
+
+    /// Time that a call has, unless its caller says otherwise.
+    #[must_use]
+    pub fn deadline(&self) -> Duration {
+        self.deadline
+    }
+
     /// Waits for a process's end, however long it takes.
     ///
     /// # Errors
@@ -207,6 +223,13 @@ impl Agent {
             tokio::time::sleep(WAIT_PAUSE).await;
         }
     }
+}
+
+/// The host's wall clock, in nanoseconds since 1970.
+#[must_use]
+pub fn unix_nanos() -> u64 {
+    let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since_1970.as_nanos()).unwrap_or_default()
 }
 
 fn client(machine: &Machine, first: Option<UnixStream>) -> AgentClient<Channel> {

@@ -1,7 +1,7 @@
 //! Events to containerd, in order, over its ttrpc socket.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, SystemTime};
 
 use containerd_shim_protos::api::ForwardRequest;
@@ -12,6 +12,8 @@ use protobuf::well_known_types::any::Any;
 use protobuf::well_known_types::timestamp::Timestamp;
 use protobuf::{MessageDyn, MessageField};
 use tokio::sync::Notify;
+
+use crate::sync::lock;
 
 /// Most events kept for a containerd that is away; then the oldest are dropped.
 const MAX_QUEUED: usize = 2048;
@@ -36,7 +38,7 @@ struct Queue {
 
 impl Queue {
     fn lock(&self) -> MutexGuard<'_, VecDeque<Envelope>> {
-        self.events.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.events)
     }
 }
 

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::plan::Plan;
 use super::supervisor::Supervisor;
 use super::{Pod, Resources, clock, port_forward, tunables, uid};
-use crate::agent::{Agent, AgentError};
+use crate::agent::{Agent, AgentError, unix_nanos};
 use crate::cgroup::{CgroupError, Limits, PodCgroup, oom};
 use crate::config::Config;
 use crate::error::bounded;
@@ -229,7 +229,7 @@ pub(super) async fn agent(
         neighbours: network.neighbours,
         sysctls: plan.sysctls.clone(),
         tunables: tunables::of_the_node(),
-        unix_nanos: clock::unix_nanos(),
+        unix_nanos: unix_nanos(),
         shm_bytes: 0,
         shared_pid_namespace: true,
     };

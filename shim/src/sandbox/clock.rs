@@ -4,7 +4,6 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, SystemTime};
 
-use ravelin_proto::agent::SetClockRequest;
 use rustix::io::Errno;
 use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
@@ -17,11 +16,6 @@ use crate::error::chain;
 
 /// How often the guest is told the time while nobody sets the host's clock: its own drifts by some ten parts in a million.
 const PERIOD: Duration = Duration::from_secs(60);
-
-/// The host's wall clock, in nanoseconds since 1970.
-pub(super) fn unix_nanos() -> u64 {
-    u64::try_from(since_1970().as_nanos()).unwrap_or_default()
-}
 
 fn since_1970() -> Duration {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()
@@ -55,9 +49,7 @@ async fn tell(agent: &Agent, supervisor: &Supervisor) -> io::Result<()> {
         }
         // Takes the news that the timer has: that its time has come, or (as an error) that the clock was set.
         let _ = rustix::io::read(timer.get_ref(), &mut [0_u8; 8]);
-        let request = SetClockRequest { unix_nanos: unix_nanos() };
-        let mut client = agent.client();
-        match agent.call("set the clock", client.set_clock(request)).await {
+        match agent.tell_time(agent.deadline()).await {
             Ok(_) => {}
             Err(AgentError::Timeout { .. }) => supervisor.missed(agent),
             Err(error) => tracing::warn!("{}", chain(&error)),

@@ -8,10 +8,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use ravelin_proto::agent::{Empty, SetClockRequest};
+use ravelin_proto::agent::Empty;
 use tokio::sync::watch;
 
-use super::clock;
 use crate::agent::{Agent, AgentError};
 use crate::machine::{Exit, Machine};
 
@@ -153,7 +152,7 @@ impl Supervisor {
         let sandbox = &self.0.sandbox_id;
         let mut reported = false;
         let mut patience = deadline::SILENCE;
-        while let Err(error @ AgentError::Timeout { .. }) = probe(agent, patience).await {
+        while let Err(error @ AgentError::Timeout { .. }) = agent.tell_time(patience).await {
             if !reported && !self.0.frozen.load(Ordering::Acquire) {
                 tracing::error!(
                     sandbox,
@@ -174,7 +173,7 @@ impl Supervisor {
         let silence = async {
             loop {
                 tokio::time::sleep(deadline::PROBE_PAUSE).await;
-                if let Err(AgentError::Timeout { .. }) = probe(agent, deadline::PROBE).await {
+                if let Err(AgentError::Timeout { .. }) = agent.tell_time(deadline::PROBE).await {
                     return "the guest is silent since a process was killed";
                 }
             }
@@ -253,13 +252,6 @@ async fn stronger(orders: &mut watch::Receiver<Option<Order>>, than: Option<How>
             std::future::pending::<()>().await;
         }
     }
-}
-
-/// Asks the guest for a sign of life: it is told the time, which it is told every minute anyway.
-async fn probe(agent: &Agent, patience: Duration) -> Result<(), AgentError> {
-    let request = SetClockRequest { unix_nanos: clock::unix_nanos() };
-    let mut client = agent.client();
-    agent.call_within("hear of the guest", patience, client.set_clock(request)).await.map(drop)
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use protobuf::MessageField;
 use tokio_util::sync::CancellationToken;
 
 use super::making::Making;
-use super::{Service, Slot};
+use super::{Entry, Service};
 use crate::error::{TaskError, chain};
 use crate::rootfs::RootfsMount;
 use crate::sandbox::plan::Plan;
@@ -70,10 +70,10 @@ impl Service {
         let (making, _made) = Making::new(id, cancelled);
         {
             let mut tasks = self.tasks();
-            if !matches!(tasks.sandbox, Slot::Empty) {
+            if !matches!(tasks.sandbox, Entry::Empty) {
                 return Err(TaskError::AlreadyExists(format!("sandbox {id}")));
             }
-            tasks.sandbox = Slot::Making(making);
+            tasks.sandbox = Entry::Making(making);
         }
         let made = async {
             let state = self.state.clone();
@@ -96,11 +96,11 @@ impl Service {
         match made {
             Ok(sandbox) => {
                 let pid = sandbox.pid();
-                self.tasks().sandbox = Slot::Ready(sandbox);
+                self.tasks().sandbox = Entry::Ready(sandbox);
                 Ok(pid)
             }
             Err(error) => {
-                self.tasks().sandbox = Slot::Empty;
+                self.tasks().sandbox = Entry::Empty;
                 self.end_after_goodbye();
                 Err(error)
             }
@@ -122,7 +122,7 @@ impl Service {
             if tasks.containers.contains_key(&id) {
                 return Err(TaskError::AlreadyExists(format!("container {id}")));
             }
-            tasks.containers.insert(id.clone(), Slot::Making(making));
+            tasks.containers.insert(id.clone(), Entry::Making(making));
         }
         let made = task::create(request, pod, &self.config.policy, &self.neighbours(), cancelled).await;
         match made {
@@ -133,7 +133,7 @@ impl Service {
                 // Before anybody can hear of its end.
                 self.publisher.publish(&event);
                 container.watch(&sandbox, &self.publisher);
-                self.tasks().containers.insert(id, Slot::Ready(container));
+                self.tasks().containers.insert(id, Entry::Ready(container));
                 // A pod that was given less memory when it had fewer containers.
                 if let Err(error) = self.fit_memory(&sandbox).await {
                     tracing::warn!("the pod's guest does not get its memory back: {}", chain(&error));
@@ -151,8 +151,8 @@ impl Service {
     /// The containers that are there.
     fn neighbours(&self) -> Neighbours {
         let tasks = self.tasks();
-        let ready = tasks.containers.values().filter_map(|slot| match slot {
-            Slot::Ready(container) => Some((container.pid(), container.id.clone())),
+        let ready = tasks.containers.values().filter_map(|entry| match entry {
+            Entry::Ready(container) => Some((container.pid(), container.id.clone())),
             _ => None,
         });
         ready.collect()

@@ -74,13 +74,13 @@ pub struct Service {
 
 #[derive(Debug, Default)]
 struct Tasks {
-    sandbox: Slot<Sandbox>,
-    containers: BTreeMap<String, Slot<Container>>,
+    sandbox: Entry<Sandbox>,
+    containers: BTreeMap<String, Entry<Container>>,
 }
 
 /// A place for a task: ids are taken from the moment a creation begins.
 #[derive(Debug, Default)]
-enum Slot<T> {
+enum Entry<T> {
     #[default]
     Empty,
     Making(Making),
@@ -140,27 +140,27 @@ impl Service {
     /// Whether there is nothing to serve.
     fn is_empty(&self) -> bool {
         let tasks = self.tasks();
-        matches!(tasks.sandbox, Slot::Empty) && tasks.containers.is_empty()
+        matches!(tasks.sandbox, Entry::Empty) && tasks.containers.is_empty()
     }
 
     /// Whether nothing lives: what is left of containers whose sandbox was deleted before them has no machine any more.
     #[must_use]
     pub fn is_idle(&self) -> bool {
         let tasks = self.tasks();
-        let dead = |slot: &Slot<Container>| match slot {
-            Slot::Ready(container) => container.life().exit().is_some(),
-            Slot::Empty => true,
-            Slot::Making(_) => false,
+        let dead = |entry: &Entry<Container>| match entry {
+            Entry::Ready(container) => container.life().exit().is_some(),
+            Entry::Empty => true,
+            Entry::Making(_) => false,
         };
-        matches!(tasks.sandbox, Slot::Empty) && tasks.containers.values().all(dead)
+        matches!(tasks.sandbox, Entry::Empty) && tasks.containers.values().all(dead)
     }
 
     /// What is being made under this id.
     fn making(&self, id: &str) -> Option<Making> {
         let tasks = self.tasks();
         match (&tasks.sandbox, tasks.containers.get(id)) {
-            (Slot::Making(making), _) if making.id == id => Some(making.clone()),
-            (_, Some(Slot::Making(making))) => Some(making.clone()),
+            (Entry::Making(making), _) if making.id == id => Some(making.clone()),
+            (_, Some(Entry::Making(making))) => Some(making.clone()),
             _ => None,
         }
     }
@@ -179,7 +179,7 @@ impl Service {
 
     fn sandbox(&self) -> Result<Arc<Sandbox>, TaskError> {
         match &self.tasks().sandbox {
-            Slot::Ready(sandbox) => Ok(Arc::clone(sandbox)),
+            Entry::Ready(sandbox) => Ok(Arc::clone(sandbox)),
             _ => Err(TaskError::FailedPrecondition("the sandbox is not there".to_owned())),
         }
     }
@@ -188,8 +188,8 @@ impl Service {
         let container = {
             let tasks = self.tasks();
             match (&tasks.sandbox, tasks.containers.get(id)) {
-                (_, Some(Slot::Ready(container))) => Arc::clone(container),
-                (Slot::Ready(sandbox), _) if sandbox.id == id && sandbox.api == Api::Task => {
+                (_, Some(Entry::Ready(container))) => Arc::clone(container),
+                (Entry::Ready(sandbox), _) if sandbox.id == id && sandbox.api == Api::Task => {
                     if exec_id.is_empty() {
                         return Ok(Target::Sandbox(Arc::clone(sandbox)));
                     }
@@ -266,7 +266,7 @@ impl Service {
         if let Err(error) = self.directory.remove() {
             tracing::warn!("cannot remove the pod's state: {error}");
         }
-        self.tasks().sandbox = Slot::Empty;
+        self.tasks().sandbox = Entry::Empty;
         let mut event = TaskDelete::new();
         event.container_id.clone_from(&sandbox.id);
         event.pid = sandbox.pid();
@@ -323,8 +323,8 @@ impl Service {
     /// What the containers that have not ended may use together.
     fn asked_by_all_but(&self, id: &str) -> Asked {
         let tasks = self.tasks();
-        let others = tasks.containers.values().filter_map(|slot| match slot {
-            Slot::Ready(other) if other.id != id => Some(other.asked()),
+        let others = tasks.containers.values().filter_map(|entry| match entry {
+            Entry::Ready(other) if other.id != id => Some(other.asked()),
             _ => None,
         });
         others.fold(Asked::default(), Asked::plus)
@@ -348,8 +348,8 @@ impl Service {
     fn shutdown(&self) {
         let making = {
             let tasks = self.tasks();
-            matches!(tasks.sandbox, Slot::Making(_))
-                || tasks.containers.values().any(|slot| matches!(slot, Slot::Making(_)))
+            matches!(tasks.sandbox, Entry::Making(_))
+                || tasks.containers.values().any(|entry| matches!(entry, Entry::Making(_)))
         };
         self.goodbye.store(making, Ordering::Release);
         if self.is_empty() {
@@ -368,12 +368,12 @@ impl Service {
     pub async fn node_goes_down(&self) {
         let making: Vec<Making> = {
             let tasks = self.tasks();
-            let containers = tasks.containers.values().filter_map(|slot| match slot {
-                Slot::Making(making) => Some(making.clone()),
+            let containers = tasks.containers.values().filter_map(|entry| match entry {
+                Entry::Making(making) => Some(making.clone()),
                 _ => None,
             });
             match &tasks.sandbox {
-                Slot::Making(making) => containers.chain([making.clone()]).collect(),
+                Entry::Making(making) => containers.chain([making.clone()]).collect(),
                 _ => containers.collect(),
             }
         };
@@ -385,11 +385,11 @@ impl Service {
         let (sandbox, containers): (_, Vec<_>) = {
             let tasks = self.tasks();
             let sandbox = match &tasks.sandbox {
-                Slot::Ready(sandbox) => Some(Arc::clone(sandbox)),
+                Entry::Ready(sandbox) => Some(Arc::clone(sandbox)),
                 _ => None,
             };
-            let ready = tasks.containers.values().filter_map(|slot| match slot {
-                Slot::Ready(container) => Some(Arc::clone(container)),
+            let ready = tasks.containers.values().filter_map(|entry| match entry {
+                Entry::Ready(container) => Some(Arc::clone(container)),
                 _ => None,
             });
             (sandbox, ready.collect())

@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 use ttrpc::r#async::TtrpcContext;
 
 use super::create::bundle;
-use super::{Answer, Service, Slot, whole};
+use super::{Answer, Entry, Service, whole};
 use crate::cri::{POD_SANDBOX_CONFIG, PodSandboxConfig};
 use crate::error::TaskError;
 use crate::events::timestamp;
@@ -54,7 +54,7 @@ impl Service {
     /// The sandbox that was made through this API under this id.
     fn sandbox_of_api(&self, id: &str) -> Result<Arc<Sandbox>, TaskError> {
         match &self.tasks().sandbox {
-            Slot::Ready(sandbox) if sandbox.id == id && sandbox.api == Api::Sandbox => {
+            Entry::Ready(sandbox) if sandbox.id == id && sandbox.api == Api::Sandbox => {
                 Ok(Arc::clone(sandbox))
             }
             _ => Err(TaskError::NotFound(format!("sandbox {id}"))),
@@ -119,7 +119,7 @@ impl Service {
                 self.delete_sandbox(&sandbox).await?;
             }
             // Another's; only a shim without any has nothing more to do.
-            Err(error) if !matches!(self.tasks().sandbox, Slot::Empty) => return Err(error),
+            Err(error) if !matches!(self.tasks().sandbox, Entry::Empty) => return Err(error),
             Err(_) => {}
         }
         self.ended.notify_one();
