@@ -29,7 +29,7 @@ pub mod deadline {
     /// Pause between the questions whether the guest is alive, while the end of a killed process is awaited.
     pub const PROBE_PAUSE: Duration = Duration::from_secs(2);
     /// The guest's answer to such a question.
-    pub const PROBE: Duration = Duration::from_secs(4);
+    pub const PROBE: Duration = Duration::from_secs(8);
     /// The end of a process whose SIGKILL a living guest has acknowledged: it may have to wait for a disk.
     pub const KILLED: Duration = Duration::from_secs(30);
     /// The guest's answer to a question for counters; then the last ones are given.
