@@ -24,8 +24,8 @@ pub struct Bootstrap {
     pub socket_dir: Option<String>,
     /// containerd wants debug messages.
     pub debug: bool,
-    /// It was `BootstrapParams`: the answer may be more than an address.
-    pub modern: bool,
+    /// It was `BootstrapParams`: the answer may be a `BootstrapResult`.
+    pub is_params: bool,
 }
 
 /// Reads the standard input to its end, without waiting long for one that stays open.
@@ -75,7 +75,7 @@ pub fn parse(bytes: &[u8], id: &str, namespace: &str) -> Bootstrap {
         ttrpc_address: nonempty(&params.containerd_ttrpc_address),
         socket_dir: params.socket_dir.as_deref().and_then(nonempty).filter(|dir| dir.starts_with('/')),
         debug: params.log_level.value() < 0,
-        modern: true,
+        is_params: true,
     }
 }
 
@@ -94,7 +94,7 @@ mod tests {
         let bytes = params.write_to_bytes().unwrap();
         let parsed = parse(&bytes, "abc", "k8s.io");
         assert_eq!(parsed.socket_dir.as_deref(), Some("/run/s"));
-        assert!(parsed.debug && parsed.modern);
+        assert!(parsed.debug && parsed.is_params);
         assert_eq!(parse(&bytes, "other", "k8s.io"), Bootstrap::default());
         assert_eq!(parse(b"", "abc", "k8s.io"), Bootstrap::default());
         assert_eq!(parse(b"\xff\xff\xff", "abc", "k8s.io"), Bootstrap::default());

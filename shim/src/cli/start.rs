@@ -1,7 +1,7 @@
 //! `start`: answers with the address of the shim that serves a container, after starting it if it is a sandbox's.
 //!
 //! containerd reads both outputs to their ends, so the daemon gets neither, and nothing but the answer is written: an
-//! address, or what 2.x calls a bootstrap result.
+//! address, or what 2.3 calls a bootstrap result.
 
 use std::fs;
 use std::io::{self, PipeReader};
@@ -63,8 +63,8 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
     // containerd 1.6 and 1.7 look for it when they restart.
     let file = bundle.join("address");
     fs::write(&file, &address).map_err(CliError::system("write the shim's address into the bundle"))?;
-    // Versions before 2 understand nothing but the address.
-    if input.modern { print(&result(TASK_API, &address)) } else { print(address.as_bytes()) }
+    // 1.6 understands nothing but the address, which 2.0 to 2.2 understand too; only 2.3 says which it is.
+    if input.is_params { print(&result(TASK_API, &address)) } else { print(address.as_bytes()) }
 }
 
 /// containerd's `BootstrapResult` as JSON, over ttrpc.
