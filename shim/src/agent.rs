@@ -156,14 +156,25 @@ impl Agent {
         deadline: Duration,
         call: impl Future<Output = Result<Response<T>, Status>>,
     ) -> Result<T, AgentError> {
+        self.call_until(what, deadline, tokio::time::sleep(deadline), call).await
+    }
+
+    /// `patience` is over `after` so much time.
+    async fn call_until<T>(
+        &self,
+        what: &'static str,
+        after: Duration,
+        patience: impl Future<Output = ()>,
+        call: impl Future<Output = Result<Response<T>, Status>>,
+    ) -> Result<T, AgentError> {
         tokio::select! {
             biased;
-            answer = tokio::time::timeout(deadline, call) => match answer {
-                Ok(Ok(response)) => Ok(response.into_inner()),
-                Ok(Err(status)) => Err(self.refused(what, &status)),
-                Err(_) => Err(AgentError::Timeout { what, after: deadline }),
+            answer = call => match answer {
+                Ok(response) => Ok(response.into_inner()),
+                Err(status) => Err(self.refused(what, &status)),
             },
             exit = self.machine.wait() => Err(AgentError::Ended { what, exit }),
+            () = patience => Err(AgentError::Timeout { what, after }),
         }
     }
 
@@ -182,11 +193,12 @@ impl Agent {
     /// Tells the guest the time, which is also the question whether it lives.
     ///
     /// # Errors
-    /// As [`Agent::call`], with the deadline `patience`.
+    /// As [`Agent::call`], with the deadline `patience` as [`Machine::had_time`] counts it.
     pub async fn tell_time(&self, patience: Duration) -> Result<(), AgentError> {
         let request = SetClockRequest { unix_nanos: unix_nanos() };
         let mut client = self.client();
-        self.call_within("set the clock", patience, client.set_clock(request)).await.map(drop)
+        let asked = client.set_clock(request);
+        self.call_until("set the clock", patience, self.machine.had_time(patience), asked).await.map(drop)
     }
 
     /// Time that a call has, unless its caller says otherwise.

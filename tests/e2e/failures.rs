@@ -1,8 +1,12 @@
 //! What runs a pod dies at the worst moment: each death is seen as an exit and leaves nothing.
 
+use std::fs;
+use std::path::Path;
+use std::process::{Child, Command};
+use std::thread;
 use std::time::{Duration, Instant};
 
-use ravelin_tests::{Host, Pod, Run, eventually, images};
+use ravelin_tests::{Host, Pod, Run, Session, eventually, images};
 
 #[test]
 fn a_killed_machine_is_seen_as_an_exit_and_cleaned_up() {
@@ -89,6 +93,53 @@ fn a_hung_machine_stalls_nobody_and_is_removed_when_that_is_asked_for() {
     });
     assert!(took < removal + limit, "the removal took {took:?}, {removal:?} without the fault");
     traces.assert_gone();
+}
+
+#[test]
+fn a_machine_that_gets_no_processor_is_not_taken_for_a_hung_one() {
+    let Some(host) = Host::alone_with_ravelin() else { return };
+    if !Host::has_cgroup2() {
+        return;
+    }
+    let pod = host.pod().start();
+    let killed = pod.container().idle().start();
+    let beside = pod.container().idle().start();
+    let machine = pod.process("ravelin-vmm").expect("a machine serves the pod");
+    let cgroup = fs::read_to_string(format!("/proc/{machine}/cgroup")).expect("the machine has a cgroup");
+    let topmost = cgroup.trim().trim_start_matches("0::/").split('/').next().unwrap_or_default();
+    let starve = |idle: &str| {
+        fs::write(Path::new("/sys/fs/cgroup").join(topmost).join("cpu.idle"), idle)
+            .expect("a cgroup can be starved");
+    };
+    // Whoever is busy on the node leaves next to nothing to an idle cgroup.
+    let busy: Vec<_> = (0..2).map(|_| Busy::start()).collect();
+    starve("1");
+    let stop = Run::crictl().args(["stop", "--timeout", "0", &killed.id]);
+    let mut stop = Session::pipes(&stop);
+    // Longer than any deadline that counted the node's time.
+    thread::sleep(Duration::from_secs(20));
+    drop(busy);
+    starve("0");
+    assert_eq!(stop.finish(), 0, "{}", stop.heard());
+    assert_eq!(killed.ended().code, 137);
+    assert_eq!(beside.exec_sh("echo alive"), "alive");
+}
+
+/// A process that is always busy.
+struct Busy(Child);
+
+impl Busy {
+    fn start() -> Self {
+        let program = ["-c", "while :; do :; done"];
+        Self(Command::new("sh").args(program).spawn().expect("a shell can be started"))
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 fn time(work: impl FnOnce()) -> Duration {

@@ -8,6 +8,7 @@ mod exit;
 mod files;
 mod log;
 mod spawn;
+mod starvation;
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]
@@ -339,6 +340,12 @@ impl Machine {
     /// Waits for the process's end. Any number of callers may wait, also after the end.
     pub async fn wait(&self) -> Exit {
         exit::ended(&mut self.inner.exit.clone()).await
+    }
+
+    /// Completes when the machine has had `patience` in which its threads could run; a node that is overloaded may let it
+    /// wait a minute longer.
+    pub async fn had_time(&self, patience: Duration) {
+        starvation::had_time(self.inner.pid, patience).await;
     }
 
     /// How the machine ended, if it has.

@@ -14,7 +14,8 @@ use tokio::sync::watch;
 use crate::agent::{Agent, AgentError};
 use crate::machine::{Exit, Machine};
 
-/// Every deadline on the way to an end.
+/// Every deadline on the way to an end. Those that cost a machine its life are counted in the time that it had processors
+/// ([`Machine::had_time`]): a node under load is no dead guest.
 pub mod deadline {
     use std::time::Duration;
 
@@ -182,7 +183,7 @@ impl Supervisor {
             _ = ended => return,
             _ = agent.machine().wait() => return,
             why = silence => why,
-            () = tokio::time::sleep(deadline::KILLED) => "a process does not end after SIGKILL",
+            () = agent.machine().had_time(deadline::KILLED) => "a process does not end after SIGKILL",
         };
         self.cut(why);
     }

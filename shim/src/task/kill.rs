@@ -37,25 +37,35 @@ pub(crate) async fn kill(
         let mut client = agent.client();
         agent.call("signal a process", client.kill(request)).await
     });
-    match tokio::time::timeout(deadline::SIGNAL, sending).await {
-        Ok(Ok(Ok(_))) => Ok(()),
+    let patience = async {
+        if signal == KILL {
+            pod.agent.machine().had_time(deadline::SIGNAL).await;
+        } else {
+            tokio::time::sleep(deadline::SIGNAL).await;
+        }
+    };
+    let sent = tokio::select! {
+        biased;
+        sent = sending => sent.map_err(|_| TaskError::Failed("the signal was cut short".to_owned()))?,
+        () = patience => {
+            if signal == KILL {
+                pod.supervisor.cut(UNANSWERED);
+            } else {
+                pod.supervisor.missed(&pod.agent);
+                tracing::warn!(
+                    container = id,
+                    exec = exec_id,
+                    "the guest has not acknowledged signal {signal} yet"
+                );
+            }
+            return Ok(());
+        }
+    };
+    match sent {
+        Ok(_) => Ok(()),
         // It ended before the signal came.
-        Ok(Ok(Err(AgentError::Ended { .. }))) => Err(finished()),
-        Ok(Ok(Err(error))) => Err(error.into()),
-        Ok(Err(_)) => Err(TaskError::Failed("the signal was cut short".to_owned())),
-        Err(_) if signal == KILL => {
-            pod.supervisor.cut(UNANSWERED);
-            Ok(())
-        }
-        Err(_) => {
-            pod.supervisor.missed(&pod.agent);
-            tracing::warn!(
-                container = id,
-                exec = exec_id,
-                "the guest has not acknowledged signal {signal} yet"
-            );
-            Ok(())
-        }
+        Err(AgentError::Ended { .. }) => Err(finished()),
+        Err(error) => Err(error.into()),
     }
 }
 
