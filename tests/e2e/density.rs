@@ -6,7 +6,7 @@ use ravelin_tests::{Container, Host, Pod, Run, eventually};
 
 #[test]
 fn many_pods_run_at_once_and_leave_nothing() {
-    let count = if Host::whole() { 20 } else { 6 };
+    let count = if Host::whole() { 20 } else { 4 };
     let host = Host::alone();
     let pods: Vec<Pod<'_>> = thread::scope(|scope| {
         let starts: Vec<_> = (0..count).map(|_| scope.spawn(|| host.pod().start())).collect();

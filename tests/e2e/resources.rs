@@ -116,7 +116,7 @@ fn pods_see_the_size_that_the_table_says() {
         assert_eq!(flags(&pod.sh("cat /proc/cpuinfo").output()), flags(&node));
     }
     // 500 millis and 600 MiB, and 256 MiB that every pod gets on top: 0.5 vCPU and 1 GB.
-    {
+    if Host::whole() {
         let pod = host.pod().sized(500, 600).start();
         assert_size(&pod, 1, 1024);
         assert_eq!(processor_limit(&pod), Some("50000 100000".to_owned()));
@@ -136,15 +136,16 @@ fn a_pod_lives_in_the_memory_that_the_kubelet_sets_apart_for_it() {
     let pod = host.pod().sized(1000, 128).allowed(448).start();
     assert_size(&pod, 1, 384);
     let cache = Volume::empty_dir(&pod, "cache");
-    // Each container leaves what it wrote in the guest's page cache: together more than the node would bear.
+    // Each container leaves what it read in the guest's page cache: together more than the node would bear. A file of holes
+    // fills the cache as another does, without the disk's time.
     for round in 1..=4 {
         let container = pod
             .container()
-            .sh(&format!("dd if=/dev/zero of=/cache/{round} bs=1M count=105 2> /dev/null && echo written"));
+            .sh(&format!("truncate -s 105M /cache/{round} && cat /cache/{round} > /dev/null && echo read"));
         let container = container.set("/linux/resources/memory_limit_in_bytes", 128 << 20);
         assert_eq!(
             container.mount(&cache.path, "/cache", false).start().output(),
-            "written\n",
+            "read\n",
             "round {round}"
         );
     }
