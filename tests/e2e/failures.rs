@@ -93,6 +93,35 @@ fn a_hung_machine_stalls_nobody_and_is_removed_when_that_is_asked_for() {
     });
     assert!(took < removal + limit, "the removal took {took:?}, {removal:?} without the fault");
     traces.assert_gone();
+
+    if !Host::whole() {
+        return;
+    }
+    // Between a container's end and its removal; while a container is being started; while an exec is.
+    for moment in ["ended", "starting", "exec"] {
+        let pod = host.pod().start();
+        let idle = pod.container().idle().start();
+        let ended = pod.sh("exit 3");
+        assert_eq!(ended.ended().code, 3);
+        let created = pod.container().idle().create();
+        let traces = pod.traces();
+        let machine = pod.process("ravelin-vmm").expect("a machine serves the pod").to_string();
+        Run::new("kill").args(["-STOP", &machine]).ok();
+        let mut waits = match moment {
+            "starting" => Some(Session::pipes(&Run::crictl().args(["start", &created.id]))),
+            "exec" => Some(idle.exec_session(&["true"])),
+            _ => None,
+        };
+        let took = time(|| {
+            pod.stop();
+            pod.remove();
+        });
+        assert!(took < removal + limit, "{moment}: the removal took {took:?}, {removal:?} without the fault");
+        if let Some(waits) = &mut waits {
+            assert_ne!(waits.finish(), 0, "{moment}");
+        }
+        traces.assert_gone();
+    }
 }
 
 #[test]

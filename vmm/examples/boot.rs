@@ -200,7 +200,7 @@ fn drive(mut shim: Shim, options: &Options) -> Result<()> {
     }
     if let Some(port) = options.connect {
         let (ours, theirs) = UnixStream::pair()?;
-        shim.answer(Command::Connect { port }, &[&theirs])?;
+        shim.answer(Command::Connect { port, within_ms: 120_000 }, &[&theirs])?;
         drop(theirs);
         eprintln!("connected to port {port} after {:?}", started.elapsed());
         relay(ours)?;
@@ -336,7 +336,7 @@ fn echoes(shim: &mut Shim, options: &Options) -> Result<()> {
     let mut waiting = std::collections::HashMap::new();
     for _ in 0..options.echoes {
         let (ours, theirs) = UnixStream::pair()?;
-        waiting.insert(shim.request(Command::Connect { port }, &[&theirs])?, ours);
+        waiting.insert(shim.request(Command::Connect { port, within_ms: 120_000 }, &[&theirs])?, ours);
     }
     let mut threads = Vec::new();
     while !waiting.is_empty() {

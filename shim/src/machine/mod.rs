@@ -248,7 +248,8 @@ impl Machine {
         ours.set_nonblocking(true).map_err(plumbing)?;
         theirs.set_nonblocking(true).map_err(plumbing)?;
         let ours = UnixStream::from_std(ours).map_err(plumbing)?;
-        self.done("connect", Command::Connect { port }, &[theirs.as_fd()], deadline).await?;
+        let within_ms = u32::try_from(deadline.as_millis()).unwrap_or(u32::MAX);
+        self.done("connect", Command::Connect { port, within_ms }, &[theirs.as_fd()], deadline).await?;
         Ok(ours)
     }
 

@@ -36,15 +36,15 @@ async fn replies_out_of_order_reach_their_callers() {
     peer(socket, 2, |socket, requests| {
         for request in requests.iter().rev() {
             let result = match request.command {
-                Command::Connect { port: 1 } => Err("refused".to_owned()),
+                Command::Connect { port: 1, within_ms: 1000 } => Err("refused".to_owned()),
                 _ => Ok(Answer::Done),
             };
             transport::send(socket, &Message::Reply { id: request.id, result }, &[]).unwrap();
         }
     });
     let (first, second) = tokio::join!(
-        client.request("connect", Command::Connect { port: 1 }, &[], SOON),
-        client.request("connect", Command::Connect { port: 2 }, &[], SOON),
+        client.request("connect", Command::Connect { port: 1, within_ms: 1000 }, &[], SOON),
+        client.request("connect", Command::Connect { port: 2, within_ms: 1000 }, &[], SOON),
     );
     assert!(matches!(first, Err(MachineError::Refused { message, .. }) if message == "refused"));
     assert_eq!(second.unwrap(), Answer::Done);

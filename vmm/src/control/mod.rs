@@ -52,12 +52,14 @@ pub enum Command {
     },
     /// Opens a vsock connection to `port` of the guest. Descriptor: one end of a connected `SOCK_STREAM` socket
     /// pair, which becomes the host side of that connection. Answered when the guest has accepted or refused;
-    /// an error if it refuses or stays silent. Until the guest's agent has written [`GuestMark::Ready`], a refusal
-    /// is not final: the connection is asked for again, for up to two minutes, so that one request sent right after
-    /// [`Command::Boot`] is answered as soon as the agent listens.
+    /// an error if it refuses or stays silent for `within_ms`. Until the guest's agent has written [`GuestMark::Ready`], a
+    /// refusal is not final: the connection is asked for again, so that one request sent right after [`Command::Boot`] is
+    /// answered as soon as the agent listens.
     Connect {
         /// Guest port.
         port: u32,
+        /// Milliseconds that the guest has for its answer.
+        within_ms: u32,
     },
     /// Stops all vCPUs, then the devices' service, until [`Command::Resume`]. Answered when they stand still; what a disk
     /// is at work at may still end in the guest's memory. An error if they do not within ten seconds, or are resumed

@@ -149,7 +149,7 @@ mod tests {
     use crate::control::{Command, Request};
 
     fn request(id: u64) -> Request {
-        Request { id, command: Command::Connect { port: 7 } }
+        Request { id, command: Command::Connect { port: 7, within_ms: 1000 } }
     }
 
     #[test]

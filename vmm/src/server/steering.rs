@@ -215,9 +215,10 @@ impl<'a> Server<'a> {
                 self.machine.remove_extent(disk, offset, id).map_err(|error| describe(&error))?;
                 return Ok(None);
             }
-            Command::Connect { port } => {
+            Command::Connect { port, within_ms } => {
                 let socket = one(fds)?;
-                self.machine.vsock(vsock::Command::Connect { id, port, socket });
+                let within = Duration::from_millis(within_ms.into());
+                self.machine.vsock(vsock::Command::Connect { id, port, within, socket });
                 return Ok(None);
             }
             Command::Pause => {

@@ -9,10 +9,6 @@ use super::stream::Stream;
 use super::{Command, Connected, FIRST_PORT, MAX_STREAMS, Vsock};
 use crate::virtio::QUEUE_TOKENS;
 
-/// How long the guest may take to answer a request, once its agent is ready.
-const CONNECT_TIME: Duration = Duration::from_secs(20);
-/// How long in all while it boots.
-const BOOT_TIME: Duration = Duration::from_secs(120);
 /// A booting guest that refused is asked again after this time, if it does not say that it is ready before.
 const RETRY_TIME: Duration = Duration::from_millis(50);
 
@@ -28,37 +24,31 @@ impl Vsock {
     /// Handles a message.
     pub(super) fn command(&mut self, command: Command) {
         match command {
-            Command::Connect { id, port, socket } => {
-                if let Err(error) = self.connect(id, port, socket) {
+            Command::Connect { id, port, within, socket } => {
+                if let Err(error) = self.connect(id, port, within, socket) {
                     self.reply(id, Err(error));
                 }
             }
             Command::WhenDrained(tell) => self.when_drained = Some(tell),
             Command::AgentReady => {
                 self.agent_ready = true;
-                let now = Instant::now();
-                let ports: Vec<u32> = self.attempts.keys().copied().collect();
+                let refused = |(port, attempt): (&u32, &mut Attempt)| attempt.retry.take().map(|_| *port);
+                let ports: Vec<u32> = self.attempts.iter_mut().filter_map(refused).collect();
                 for port in ports {
-                    if let Some(attempt) = self.attempts.get_mut(&port) {
-                        attempt.deadline = attempt.deadline.min(now + CONNECT_TIME);
-                        if attempt.retry.take().is_some() {
-                            self.request(port);
-                        }
-                    }
+                    self.request(port);
                 }
             }
         }
     }
 
-    fn connect(&mut self, id: u64, port: u32, socket: OwnedFd) -> Result<(), String> {
+    fn connect(&mut self, id: u64, port: u32, within: Duration, socket: OwnedFd) -> Result<(), String> {
         if self.streams.len() >= MAX_STREAMS {
             return Err(format!("The guest already has {MAX_STREAMS} connections"));
         }
         crate::event::set_nonblocking(&socket)
             .map_err(|error| format!("Cannot use the socket for guest port {port}: {error}"))?;
         let host_port = self.free_port();
-        let time = if self.agent_ready { CONNECT_TIME } else { BOOT_TIME };
-        let attempt = Attempt { id, deadline: Instant::now() + time, retry: None };
+        let attempt = Attempt { id, deadline: Instant::now() + within, retry: None };
         self.streams.insert(host_port, Stream::new(socket, host_port, port));
         self.attempts.insert(host_port, attempt);
         self.request(host_port);

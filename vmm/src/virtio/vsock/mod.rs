@@ -12,6 +12,7 @@ use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustix::time::{TimerfdClockId, TimerfdFlags};
 
@@ -52,6 +53,8 @@ pub enum Command {
         id: u64,
         /// The guest's port.
         port: u32,
+        /// Time for the guest's answer.
+        within: Duration,
         /// The host's side.
         socket: OwnedFd,
     },

@@ -12,6 +12,7 @@ use crate::virtio::testing::Driver;
 const RX_DATA: u64 = 0x40_0000;
 const TX_DATA: u64 = 0x50_0000;
 const BUFFER: u32 = 4096;
+const WITHIN: Duration = Duration::from_secs(20);
 
 /// A device, its event loop and the guest's driver, all in one thread.
 struct Guest {
@@ -114,7 +115,7 @@ impl Guest {
     fn connect(&mut self) -> (UnixStream, Header) {
         let (ours, theirs) = UnixStream::pair().unwrap();
         self.commands.send(Command::AgentReady);
-        self.commands.send(Command::Connect { id: 7, port: 1024, socket: theirs.into() });
+        self.commands.send(Command::Connect { id: 7, port: 1024, within: WITHIN, socket: theirs.into() });
         let packets = self.packets();
         let [(request, _)] = &packets[..] else { panic!("{packets:?}") };
         assert_eq!((request.op, request.dst_port), (OP_REQUEST, 1024));
@@ -339,7 +340,7 @@ fn a_flood_of_requests_stops_being_read_until_the_guest_takes_its_resets() {
 fn a_refusal_before_the_agent_is_ready_is_tried_again_and_after_it_is_final() {
     let mut guest = Guest::new();
     let (_ours, theirs) = UnixStream::pair().unwrap();
-    guest.commands.send(Command::Connect { id: 1, port: 5, socket: theirs.into() });
+    guest.commands.send(Command::Connect { id: 1, port: 5, within: WITHIN, socket: theirs.into() });
     let (request, _) = guest.packets().remove(0);
     guest.send(Guest::answer_to(&request, OP_RST), &[]);
     assert!(guest.answers.lock().unwrap().is_empty());
@@ -353,11 +354,26 @@ fn a_refusal_before_the_agent_is_ready_is_tried_again_and_after_it_is_final() {
 }
 
 #[test]
+fn a_guest_that_does_not_answer_in_the_time_it_was_given_has_refused() {
+    let mut guest = Guest::new();
+    let (mut ours, theirs) = UnixStream::pair().unwrap();
+    let within = Duration::from_millis(1);
+    guest.commands.send(Command::Connect { id: 1, port: 5, within, socket: theirs.into() });
+    let mut said = Vec::new();
+    while said.len() < 2 {
+        said.extend(guest.packets().into_iter().map(|(packet, _)| packet.op));
+    }
+    assert_eq!(said, [OP_REQUEST, OP_RST]);
+    assert!(matches!(&guest.answers.lock().unwrap()[..], [Connected { id: 1, result: Err(_) }]));
+    assert_eq!(ours.read(&mut [0]).unwrap(), 0, "the host's side is closed");
+}
+
+#[test]
 fn a_driver_reset_drops_open_streams_and_repeats_attempts() {
     let mut guest = Guest::new();
     let (mut host, _) = guest.connect();
     let (_ours, theirs) = UnixStream::pair().unwrap();
-    guest.commands.send(Command::Connect { id: 8, port: 6, socket: theirs.into() });
+    guest.commands.send(Command::Connect { id: 8, port: 6, within: WITHIN, socket: theirs.into() });
     assert_eq!(guest.packets().len(), 1);
     guest.vsock.reset();
     let mut rest = Vec::new();
