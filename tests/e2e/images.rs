@@ -10,7 +10,7 @@ use crate::report;
 #[test]
 fn thirty_layers_merge_as_the_image_says() {
     let host = Host::shared();
-    let pod = host.pod().start();
+    let pod = host.common_pod();
     let container = pod.container().image(images::LAYERS30).idle().start();
     let said = report(&container.exec_sh(
         "cd /; echo top=$(cat top); echo layers=$(ls layers | wc -l); echo three=$(ls layers/3 2>/dev/null | wc -l); echo last=$(cat layers/29)
@@ -62,7 +62,7 @@ fn thirty_layers_merge_as_the_image_says() {
 #[test]
 fn files_of_lower_layers_are_changed_moved_and_removed() {
     let host = Host::shared();
-    let pod = host.pod().start();
+    let pod = host.common_pod();
     let container = pod.container().image(images::LAYERS30);
     let container = container.sh(
         "set -e; cd /; echo more >> top; cat top; rm layers/7; ! [ -e layers/7 ]; rm -r opaque; mkdir opaque; ls -A opaque | wc -l

@@ -11,7 +11,7 @@ const NAMESPACES: &str =
 #[test]
 fn containers_share_network_ipc_and_shared_memory_but_not_processes() {
     let host = Host::shared();
-    let pod = host.pod().start();
+    let pod = host.common_pod();
     let first = pod.container();
     let first = first.sh("echo from the first > /dev/shm/file; echo ready; while :; do nc -l -p 7777 -e echo hello over loopback; done").start();
     first.says("ready");
@@ -61,7 +61,7 @@ fn containers_of_a_pod_with_shared_pids_see_and_signal_each_other() {
 #[test]
 fn a_debugging_container_joins_the_processes_of_its_target() {
     let host = Host::shared();
-    let pod = host.pod().start();
+    let pod = host.common_pod();
     let target = pod.container().idle().start();
     let options = json!({ "network": 0, "pid": 3, "ipc": 0, "target_id": target.id });
     let debugger = pod.container().idle().security("namespace_options", options).start();

@@ -55,7 +55,7 @@ for address in sys.argv[1:]:
 #[test]
 fn host_and_pod_talk_tcp_udp_and_icmp_over_both_families() {
     let host = Host::shared();
-    let pod = host.pod().start();
+    let pod = host.common_pod();
     let server = echo_server(&pod);
     let addresses = pod.addresses();
     assert_eq!(addresses.len(), 2, "the pod has an address of each family: {addresses:?}");
@@ -147,7 +147,7 @@ while True:
 
 #[test]
 fn forwarded_connections_reach_a_server_on_the_pods_loopback_many_at_a_time() {
-    let count = if Host::whole() { 260 } else { 40 };
+    let count = if Host::whole() { 260 } else { 8 };
     let host = Host::shared();
     let pod = host.pod().start();
     let server = pod.container().image(images::DEBIAN).command(&["python3", "-c", GREETER]).start();

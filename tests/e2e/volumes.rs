@@ -7,7 +7,7 @@ use std::os::unix::fs::{PermissionsExt, chown};
 #[test]
 fn config_maps_and_secrets_are_there_and_follow_their_updates() {
     let host = Host::shared();
-    let pod = host.pod().start();
+    let pod = host.common_pod();
     let config = Volume::atomic(&pod, "configmap", "config", &[("colour", "blue"), ("nested/file", "deep")]);
     let secret = Volume::atomic(&pod, "secret", "secret", &[("password", "s3cret")]);
     let container = pod.container().idle().mount(&config.path, "/etc/config", true).mount(
@@ -45,7 +45,7 @@ fn config_maps_and_secrets_are_there_and_follow_their_updates() {
 #[test]
 fn an_empty_dir_is_shared_by_the_containers_and_outlives_them() {
     let host = Host::shared();
-    let pod = host.pod().start();
+    let pod = host.common_pod();
     let empty = Volume::empty_dir(&pod, "scratch");
     let writer = pod
         .container()
@@ -65,7 +65,7 @@ fn an_empty_dir_is_shared_by_the_containers_and_outlives_them() {
 #[test]
 fn an_empty_dir_in_memory_is_a_tmpfs_of_its_size() {
     let host = Host::shared();
-    let pod = host.pod().start();
+    let pod = host.common_pod();
     let memory = Volume::memory_dir(&pod, "cache", 8 << 20);
     let script = "echo kept > /cache/file; awk '$2 == \"/cache\" { print $3 }' /proc/mounts; df -k /cache | awk 'NR > 1 { print $2 }'
                   head -c 9000000 /dev/zero > /cache/big || echo full";
@@ -73,14 +73,12 @@ fn an_empty_dir_in_memory_is_a_tmpfs_of_its_size() {
     assert_eq!(writer.output(), "tmpfs\n8192\nfull\n");
     let reader = pod.container().sh("cat /cache/file").mount(&memory.path, "/cache", false).start();
     assert_eq!(reader.output(), "kept\n");
-    drop((writer, reader));
-    pod.remove();
 }
 
 #[test]
 fn a_volume_of_the_image_is_writable_where_the_root_is_not_and_made_where_it_is_missing() {
     let Some(host) = Host::shared_with_ravelin() else { return };
-    let pod = host.pod().start();
+    let pod = host.common_pod();
     // containerd makes such a directory for each VOLUME of an image.
     let made = |name| format!("/var/lib/containerd/io.containerd.grpc.v1.cri/containers/e2e/volumes/{name}");
     let container = pod
@@ -104,7 +102,7 @@ fn a_volume_of_the_image_is_writable_where_the_root_is_not_and_made_where_it_is_
 #[test]
 fn the_termination_log_comes_back_to_the_node() {
     let host = Host::shared();
-    let pod = host.pod().start();
+    let pod = host.common_pod();
     let file = pod.kubelet_folder().join("containers/main/0123abcd");
     fs::create_dir_all(file.parent().unwrap()).unwrap();
     fs::write(&file, "").unwrap();
@@ -119,7 +117,7 @@ fn the_termination_log_comes_back_to_the_node() {
 #[test]
 fn the_kubelets_hosts_file_is_mounted() {
     let host = Host::shared();
-    let pod = host.pod().start();
+    let pod = host.common_pod();
     let file = pod.kubelet_folder().join("etc-hosts");
     fs::create_dir_all(file.parent().unwrap()).unwrap();
     fs::write(&file, "127.0.0.1 localhost\n10.9.8.7 far.example\n").unwrap();
