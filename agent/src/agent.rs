@@ -199,6 +199,10 @@ impl Agent {
     ) -> Result<u32> {
         let id = request.container_id.clone();
         check_id(&id)?;
+        // The place of the pod's own PID namespace.
+        if id == "pause" {
+            return Err(AgentError::Invalid(format!("{id:?} is no id for a container")));
+        }
         let container = Container::new(&id, request.layers.clone());
         {
             let mut state = self.state();

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
-use std::io::{Read, Write};
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, fchown, lchown, symlink};
 use std::path::{Component, Path, PathBuf};
 
@@ -114,7 +114,7 @@ pub fn push(volumes: &Path, request: &api::PushVolumeRequest) -> Result<()> {
     }
 }
 
-/// Reads the beginning of a file that containers may write, and removes it if that was the last time.
+/// Reads the end of a file that containers may write, and removes it if that was the last time.
 ///
 /// # Errors
 ///
@@ -136,9 +136,13 @@ fn read_file(path: &Path, request: &api::ReadVolumeRequest) -> Result<Vec<u8>> {
         return Err(AgentError::Invalid(format!("volume {} is not a single file", request.volume)));
     }
     let attempt = || format!("read {}", path.display());
-    let file = OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW).open(path).attempt(attempt)?;
+    let mut file =
+        OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW).open(path).attempt(attempt)?;
+    let most = u64::from(request.max_bytes.min(MOST));
+    let size = file.metadata().attempt(attempt)?.len();
+    file.seek(SeekFrom::Start(size.saturating_sub(most))).attempt(attempt)?;
     let mut data = Vec::new();
-    file.take(request.max_bytes.min(MOST).into()).read_to_end(&mut data).attempt(attempt)?;
+    file.take(most).read_to_end(&mut data).attempt(attempt)?;
     Ok(data)
 }
 

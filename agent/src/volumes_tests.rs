@@ -109,7 +109,7 @@ fn what_a_container_wrote_is_kept_and_read_back() {
     let read_back =
         read(root.path(), &api::ReadVolumeRequest { volume: "v".into(), max_bytes: 4, remove: false })
             .unwrap();
-    assert_eq!(read_back, b"last");
+    assert_eq!(read_back, b"ords");
     let missing = api::ReadVolumeRequest { volume: "w".into(), max_bytes: 4, remove: true };
     assert!(matches!(read(root.path(), &missing), Err(AgentError::NotFound(_))));
 }

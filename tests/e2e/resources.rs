@@ -157,10 +157,7 @@ fn a_guest_has_the_memory_that_its_pods_containers_may_use() {
     let Some(host) = Host::alone_with_ravelin() else { return };
     // 512 MiB of limits and 320 MiB of the RuntimeClass's overhead, and 256 MiB to be given later.
     let pod = {
-        let file = "/etc/ravelin/ravelin.toml";
-        let old = fs::read_to_string(file).expect("the host has a configuration");
-        let _away = Away::take(file);
-        fs::write(file, format!("{old}\n[sizing]\nresize_headroom_mib = 256\n")).unwrap();
+        let _more = Away::with_more("/etc/ravelin/ravelin.toml", "[sizing]\nresize_headroom_mib = 256");
         host.pod().sized(1000, 512).allowed(832).start()
     };
     let container = pod.container().idle().set("/linux/resources/memory_limit_in_bytes", 512 << 20).start();

@@ -106,11 +106,15 @@ fn the_termination_log_comes_back_to_the_node() {
     let file = pod.kubelet_folder().join("containers/main/0123abcd");
     fs::create_dir_all(file.parent().unwrap()).unwrap();
     fs::write(&file, "").unwrap();
-    let container = pod.container().sh("echo last words > /dev/termination-log; exit 4");
+    // More than is carried back: the kubelet reads the end.
+    let container = pod.container().sh(
+        "head -c 100000 /dev/zero > /dev/termination-log; echo last words >> /dev/termination-log; exit 4",
+    );
     let container = container.mount(&file, "/dev/termination-log", false).start();
     assert_eq!(container.ended().code, 4);
     eventually("the last words arrive", || {
-        (fs::read_to_string(&file).unwrap() == "last words\n").then_some(())
+        let words = fs::read(&file).unwrap();
+        (words.len() == 64 << 10 && words.ends_with(b"\0last words\n")).then_some(())
     });
 }
 

@@ -29,6 +29,12 @@ impl Cgroup {
         Self { id: id.to_owned(), path: paths::container_cgroup(id) }
     }
 
+    /// The one above every container.
+    #[must_use]
+    pub fn of_the_pod() -> Self {
+        Self { id: "pod".to_owned(), path: paths::POD_CGROUP.into() }
+    }
+
     /// One at a place of a test's.
     #[cfg(test)]
     pub(crate) fn at(id: &str, path: PathBuf) -> Self {
@@ -127,7 +133,7 @@ impl Cgroup {
         Ok(())
     }
 
-    /// How often the OOM killer struck in it.
+    /// How often the OOM killer struck in it and below.
     #[must_use]
     pub fn oom_kills(&self) -> u64 {
         self.keyed("memory.events", "oom_kill").unwrap_or(0)

@@ -13,6 +13,7 @@ use ravelin_proto::agent as api;
 use rustix::process::Signal;
 use tokio::time::Instant;
 
+use super::cgroup::Cgroup;
 use super::tree::Tree;
 use super::{
     Container, Facts, destinations, devices, mounts, nodes, rootfs, seccomp, spec, working_directory,
@@ -124,8 +125,17 @@ fn build(
     let console = stdio.terminal.then(|| Console { size: console_size(process), uid });
     let request = Request::Create { id: id.clone(), bundle, console };
     let launch = Launch { request, fds: &[], uid, endpoints, deadline };
-    run(services, container, &container.init, "", launch)
-        .map_err(|error| AgentError::Failed(format!("create container {id}: {error}")))
+    // The container's own count goes with what a failed creation leaves.
+    let oom_kills = Cgroup::of_the_pod().oom_kills();
+    run(services, container, &container.init, "", launch).map_err(|error| {
+        // All that the builder sees is a process that says nothing.
+        if Cgroup::of_the_pod().oom_kills() > oom_kills {
+            return AgentError::Failed(format!(
+                "create container {id}: its first process was OOM-killed (memory limit too low?)"
+            ));
+        }
+        AgentError::Failed(format!("create container {id}: {error}"))
+    })
 }
 
 /// The terminal's size that a process asks for.

@@ -23,6 +23,9 @@ const PROC_FILES: [&str; 10] = [
     "/proc/sys/crypto/fips_enabled",
 ];
 
+/// Devices that are made below `/dev` after the mounts (runtime-spec, "Default Devices").
+const DEVICES: [&str; 7] = ["null", "zero", "full", "random", "urandom", "tty", "ptmx"];
+
 /// Resolves the destinations of `mounts` in their order, in the container's tree, and makes what is missing. Each mount has
 /// its true destination afterwards, and `tree` has the mounts.
 ///
@@ -35,7 +38,7 @@ pub fn prepare(tree: &mut Tree, mounts: &mut [Mount]) -> Result<()> {
         let refused = |why: &str| AgentError::Failed(format!("mount at {}: {why}", asked.display()));
         let content = content(mount)?;
         let kind = if matches!(content, Content::File) { Kind::File } else { Kind::Directory };
-        check(tree, mount).map_err(|why| refused(&why))?;
+        check(tree, mount, &kind).map_err(|why| refused(&why))?;
         let found = tree.make(&asked, kind).map_err(|error| refused(&error.to_string()))?;
         if let (Some("tmpfs"), Some(mode), false) = (mount.typ().as_deref(), found.mode, is_bind(mount))
             && !mount.options().iter().flatten().any(|option| option.starts_with("mode="))
@@ -66,7 +69,7 @@ fn content(mount: &Mount) -> Result<Content> {
 }
 
 /// Refuses what would cover what the container's confinement rests on.
-fn check(tree: &Tree, mount: &Mount) -> std::result::Result<(), String> {
+fn check(tree: &Tree, mount: &Mount, made: &Kind) -> std::result::Result<(), String> {
     let path = tree.resolve(mount.destination()).map_err(|error: TreeError| error.to_string())?;
     let kind = mount.typ().as_deref().unwrap_or_default();
     if path == Path::new("/") {
@@ -74,6 +77,10 @@ fn check(tree: &Tree, mount: &Mount) -> std::result::Result<(), String> {
     }
     if matches!(kind, "proc" | "sysfs") && path != *mount.destination() {
         return Err(format!("{kind} can only be mounted on a directory, and the image has a link there"));
+    }
+    let device = path.strip_prefix("/dev").ok().and_then(Path::to_str);
+    if matches!(made, Kind::Directory) && device.is_some_and(|name| DEVICES.contains(&name)) {
+        return Err("it is a directory, and a device is to be there".to_owned());
     }
     if path == Path::new("/proc") && kind != "proc" {
         return Err("only proc can be mounted at /proc".to_owned());
@@ -146,6 +153,7 @@ mod tests {
             ("/link/1/root", "bind", "inside /proc"),
             ("/link", "proc", "a link there"),
             ("/a/..", "tmpfs", "whole root"),
+            ("/dev/null", "bind", "a device is to be there"),
         ] {
             let mount = json!([{ "destination": at, "type": kind, "source": source.path() }]);
             let text = prepared(root.path(), mount).unwrap_err().to_string();

@@ -134,6 +134,9 @@ pub fn complete_process(
     if node.args().as_ref().is_none_or(Vec::is_empty) {
         return Err("the process has no arguments".to_owned());
     }
+    for entry in node.env().iter().flatten() {
+        check_variable(entry)?;
+    }
     // setresuid and its kind take the largest number for "leave it as it is", which would be root.
     let ids = [node.user().uid(), node.user().gid()].into_iter();
     let mut ids = ids.chain(node.user().additional_gids().iter().flatten().copied());
@@ -184,6 +187,18 @@ pub fn complete_process(
     }
     process.set_capabilities(Some(capabilities));
     Ok(process)
+}
+
+/// runc's rules for what may be an environment variable.
+fn check_variable(entry: &str) -> std::result::Result<(), String> {
+    match entry.split_once('=') {
+        None => Err(format!("invalid environment variable: missing '=': {entry:?}")),
+        Some(("", _)) => Err(format!("environment variable name can't be empty: {entry:?}")),
+        Some(_) if entry.contains('\0') => {
+            Err(format!("environment variable can't contain null (\\x00): {entry:?}"))
+        }
+        Some(_) => Ok(()),
+    }
 }
 
 /// An exec's process, which has from its container's first one what it does not speak of, as with runc.

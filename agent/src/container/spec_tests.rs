@@ -195,6 +195,23 @@ fn ids_that_the_kernel_takes_for_none_are_refused() {
 }
 
 #[test]
+fn a_variable_without_a_name_or_a_value_is_refused_as_runc_does() {
+    for (variable, why) in [
+        ("A", Some("missing '='")),
+        ("=x", Some("name can't be empty")),
+        ("A=x\0", Some("null")),
+        ("A==x", None),
+    ] {
+        let process = json!({ "args": ["a"], "cwd": "/", "user": { "uid": 0, "gid": 0 }, "env": [variable] });
+        let completed = complete_process(serde_json::from_value(process).unwrap(), false, false, None);
+        match (why, completed) {
+            (Some(why), Err(text)) => assert!(text.contains(why), "{text}"),
+            (why, completed) => assert_eq!(completed.is_ok(), why.is_none(), "{variable:?}"),
+        }
+    }
+}
+
+#[test]
 fn an_exec_inherits_what_it_does_not_speak_of() {
     let first = parse(SPEC).process().clone().unwrap();
     let of = |process: serde_json::Value| inherit(serde_json::from_value(process).unwrap(), &first);

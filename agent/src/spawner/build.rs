@@ -110,15 +110,16 @@ fn read_filter(path: &Path) -> Result<Option<Vec<u8>>, String> {
     Ok(Some(filter))
 }
 
-/// libcontainer's error as a person wants it: the executor's own words alone when it was they that failed, and nothing of
-/// what taking back the rest could not find.
+/// libcontainer's error as a person wants it: the executor's own words alone when it was they that failed, or the file that
+/// did not take a limit, and nothing of what taking back the rest could not find.
 fn readable(error: &LibcontainerError) -> String {
     shortened(&error::chain(error)).to_owned()
 }
 
 fn shortened(text: &str) -> &str {
     let text = text.split_once(". error during cleanup: ").map_or(text, |(error, _)| error);
-    text.find("exec: \"").and_then(|at| text.get(at..)).unwrap_or(text)
+    let known = ["exec: \"", "failed to write "].iter().find_map(|words| text.find(words));
+    known.and_then(|at| text.get(at..)).unwrap_or(text)
 }
 
 #[cfg(test)]
@@ -131,5 +132,7 @@ mod tests {
             "failed to create container: exec: \"x\": not found. error during cleanup: no such directory";
         assert_eq!(shortened(text), "exec: \"x\": not found");
         assert_eq!(shortened("failed: no room. error during cleanup: other"), "failed: no room");
+        let limit = "failed: intermediate process error cgroup error: io error: failed to write 100 100000 to /cpu.max: no";
+        assert_eq!(shortened(limit), "failed to write 100 100000 to /cpu.max: no");
     }
 }

@@ -12,11 +12,13 @@ const MAX_BYTES: u64 = 1 << 20;
 /// The home directory of a user of the container, "/" if nothing is known: runc's answer.
 #[must_use]
 pub fn home(rootfs: &Path, uid: u32) -> String {
-    read(rootfs).and_then(|passwd| find(&passwd, uid)).unwrap_or_else(|| "/".to_owned())
+    // Names of people may be written in any encoding.
+    let passwd = read(rootfs).unwrap_or_default();
+    find(&String::from_utf8_lossy(&passwd), uid).unwrap_or_else(|| "/".to_owned())
 }
 
 /// Reads the file without leaving the root file system or waiting on anything but a plain file.
-fn read(rootfs: &Path) -> Option<String> {
+fn read(rootfs: &Path) -> Option<Vec<u8>> {
     // The process's user may be allowed to search the directory but not to read it.
     let root = open(rootfs, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).ok()?;
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
@@ -25,8 +27,8 @@ fn read(rootfs: &Path) -> Option<String> {
     if !file.metadata().ok()?.is_file() {
         return None;
     }
-    let mut passwd = String::new();
-    file.take(MAX_BYTES).read_to_string(&mut passwd).ok()?;
+    let mut passwd = Vec::new();
+    file.take(MAX_BYTES).read_to_end(&mut passwd).ok()?;
     Some(passwd)
 }
 
@@ -50,6 +52,15 @@ mod tests {
         assert_eq!(find(passwd, 0).as_deref(), Some("/root"));
         assert_eq!(find(passwd, 33).as_deref(), Some("/var/www"));
         assert_eq!(find(passwd, 34), None);
+    }
+
+    #[test]
+    fn a_name_in_another_encoding_hides_nobodys_home() {
+        let root = tempfile::tempdir().unwrap();
+        std::fs::create_dir(root.path().join("etc")).unwrap();
+        let passwd = b"jos\xe9:x:7:7:Jos\xe9:/home/j:/bin/sh\nroot:x:0:0:root:/root:/bin/sh\n";
+        std::fs::write(root.path().join("etc/passwd"), passwd).unwrap();
+        assert_eq!((home(root.path(), 0), home(root.path(), 7)), ("/root".to_owned(), "/home/j".to_owned()));
     }
 
     #[test]

@@ -10,7 +10,7 @@ use super::guest::Guest;
 use super::{VolumeError, host};
 use crate::sync::blocking;
 
-/// Most that is carried back; the kubelet reads less.
+/// Most that is carried back, of its end; the kubelet reads the last 4 KiB.
 const MAX_BYTES: u32 = 64 << 10;
 
 /// The file on the host in which the kubelet looks for a container's last words, held open from the container's

@@ -55,6 +55,11 @@ pub async fn oom(mut client: Client) {
     let next = events.message().await.unwrap().unwrap();
     assert!(matches!(next.kind, Some(api::event::Kind::Exit(exit)) if exit.exit_status == 137));
     container.delete().await;
+    // What is too little even for a first process is told from a fault.
+    let mut starved = spec(&["true"]);
+    starved["linux"]["resources"]["memory"] = json!({"limit": 4096});
+    let refused = Container::create(&client, "oom", starved).await.err().unwrap();
+    assert!(refused.message().contains("memory limit too low"), "{refused}");
     let (status, _, _) = sh(&client, "oom", "exit 0").await;
     assert_eq!(status, 0);
 }
