@@ -2,15 +2,12 @@
 
 use std::thread;
 
-use crate::start_failures::Away;
 use ravelin_tests::{Container, Host, Pod, Run, eventually};
 
 #[test]
 fn many_pods_run_at_once_and_leave_nothing() {
     let count = if Host::whole() { 20 } else { 4 };
     let host = Host::alone();
-    // So many take an emulated host longer than a kubelet would wait for.
-    let _more = Away::with_more("/etc/ravelin/ravelin.toml", "[timeouts]\nqueue_seconds = 1800");
     let pods: Vec<Pod<'_>> = thread::scope(|scope| {
         let starts: Vec<_> = (0..count).map(|_| scope.spawn(|| host.pod().start())).collect();
         starts.into_iter().map(|start| start.join().expect("the pod starts")).collect()

@@ -143,7 +143,11 @@ fn a_pod_lives_in_the_memory_that_the_kubelet_sets_apart_for_it() {
             .container()
             .sh(&format!("truncate -s 105M /cache/{round} && cat /cache/{round} > /dev/null && echo read"));
         let container = container.set("/linux/resources/memory_limit_in_bytes", 128 << 20);
-        assert_eq!(container.mount(&cache.path, "/cache", false).start().output(), "read\n", "round {round}");
+        assert_eq!(
+            container.mount(&cache.path, "/cache", false).start().output(),
+            "read\n",
+            "round {round}"
+        );
     }
     assert_eq!(pod.state(), "SANDBOX_READY");
     // What is too little for a machine is refused, with what to do.
@@ -157,7 +161,10 @@ fn a_guest_has_the_memory_that_its_pods_containers_may_use() {
     let Some(host) = Host::alone_with_ravelin() else { return };
     // 512 MiB of limits and 320 MiB of the RuntimeClass's overhead, and 256 MiB to be given later.
     let pod = {
-        let _more = Away::with_more("/etc/ravelin/ravelin.toml", "[sizing]\nresize_headroom_mib = 256");
+        let file = "/etc/ravelin/ravelin.toml";
+        let old = fs::read_to_string(file).expect("the host has a configuration");
+        let _away = Away::take(file);
+        fs::write(file, format!("{old}\n[sizing]\nresize_headroom_mib = 256\n")).unwrap();
         host.pod().sized(1000, 512).allowed(832).start()
     };
     let container = pod.container().idle().set("/linux/resources/memory_limit_in_bytes", 512 << 20).start();

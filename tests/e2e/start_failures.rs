@@ -107,16 +107,6 @@ impl Away {
     }
 }
 
-impl Away {
-    /// Another file in its place: the same with `text` at its end.
-    pub fn with_more(file: &str, text: &str) -> Self {
-        let content = fs::read_to_string(file).unwrap_or_else(|error| panic!("cannot read {file}: {error}"));
-        let away = Self::take(file);
-        fs::write(file, format!("{content}\n{text}\n")).unwrap();
-        away
-    }
-}
-
 impl Drop for Away {
     fn drop(&mut self) {
         fs::rename(&self.other, &self.file).expect("the file can be moved back");
