@@ -143,11 +143,7 @@ fn a_pod_lives_in_the_memory_that_the_kubelet_sets_apart_for_it() {
             .container()
             .sh(&format!("truncate -s 105M /cache/{round} && cat /cache/{round} > /dev/null && echo read"));
         let container = container.set("/linux/resources/memory_limit_in_bytes", 128 << 20);
-        assert_eq!(
-            container.mount(&cache.path, "/cache", false).start().output(),
-            "read\n",
-            "round {round}"
-        );
+        assert_eq!(container.mount(&cache.path, "/cache", false).start().output(), "read\n", "round {round}");
     }
     assert_eq!(pod.state(), "SANDBOX_READY");
     // What is too little for a machine is refused, with what to do.

@@ -52,9 +52,9 @@ struct Thread {
 impl Thread {
     fn starved_since(&self, before: Option<&Self>, passed: Duration) -> bool {
         let Some(before) = before else { return false };
-        let waited = self.waited.saturating_sub(before.waited);
-        // Nothing has been written down for a thread that waits still.
-        let waits = self.ready && before.ready && (self.ran, self.waited) == (before.ran, before.waited);
+        let (ran, waited) = (self.ran.saturating_sub(before.ran), self.waited.saturating_sub(before.waited));
+        // What a thread waits for still has not been written down.
+        let waits = self.ready && before.ready && ran <= passed.mul_f64(0.1);
         waits || waited >= passed.mul_f64(0.9)
     }
 }
@@ -136,8 +136,9 @@ mod tests {
         };
         let passed = Duration::from_millis(250);
         let starved = |before: Thread, after: Thread| after.starved_since(Some(&before), passed);
-        // Waits still; waited, and ran at last.
+        // Waits still; ran a little and waits again; waited, and ran at last.
         assert!(starved(thread(10, 20, true), thread(10, 20, true)));
+        assert!(starved(thread(10, 20, true), thread(14, 60, true)));
         assert!(starved(thread(10, 20, true), thread(12, 260, false)));
         // Idle; runs alone; is throttled to a quarter of a processor; is new.
         assert!(!starved(thread(10, 20, false), thread(10, 20, false)));
