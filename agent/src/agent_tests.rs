@@ -64,6 +64,13 @@ async fn of_two_deletions_at_once_one_deletes_and_the_layers_are_given_back_once
 }
 
 #[tokio::test]
+async fn the_place_of_the_pods_pid_namespace_is_no_containers() {
+    let (agent, _other) = agent();
+    let request = api::CreateContainerRequest { container_id: "pause".into(), ..Default::default() };
+    assert!(matches!(agent.create_container(request, Instant::now()).await, Err(AgentError::Invalid(_))));
+}
+
+#[tokio::test]
 async fn a_creation_that_fails_leaves_its_id_free() {
     let (agent, _other) = agent();
     for _ in 0..2 {

@@ -50,12 +50,13 @@ fn an_exec_that_takes_too_long_is_killed() {
 }
 
 #[test]
-fn fifty_execs_at_once_each_get_their_own_output() {
+fn many_execs_at_once_each_get_their_own_output() {
+    let many = if Host::whole() { 50 } else { 20 };
     let host = Host::shared();
     let pod = host.common_pod();
     let container = pod.container().idle().start();
     thread::scope(|scope| {
-        let execs: Vec<_> = (0..50)
+        let execs: Vec<_> = (0..many)
             .map(|number| {
                 scope.spawn({
                     let container = &container;
@@ -67,7 +68,7 @@ fn fifty_execs_at_once_each_get_their_own_output() {
             assert_eq!(exec.join().expect("the exec succeeds"), format!("exec {number}"));
         }
     });
-    assert_eq!(container.exec_sh("sort -n /all | uniq | wc -l"), "50");
+    assert_eq!(container.exec_sh("sort -n /all | uniq | wc -l"), many.to_string());
     // Their processes are gone: this shell, ps and the container's own two are all there is.
     let processes = container.exec_sh("ps -o args");
     assert!(!processes.contains("echo exec"), "still there: {processes}");

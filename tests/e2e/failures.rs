@@ -44,7 +44,7 @@ fn a_shim_that_is_told_to_end_lets_its_containers_end_first() {
 fn a_guest_whose_kernel_panics_is_seen_as_an_exit_and_cleaned_up() {
     let Some(host) = Host::shared_with_ravelin() else { return };
     dies(&host, |pod| {
-        let script = "echo 2 > /proc/sys/vm/panic_on_oom && exec tail /dev/zero";
+        let script = "echo 2 > /proc/sys/vm/panic_on_oom && exec dd if=/dev/zero of=/dev/null bs=256M";
         let container = pod.container().sh(script).set("/linux/resources/memory_limit_in_bytes", 32 << 20);
         let killer = container.security("readonly_paths", serde_json::json!([])).start();
         let ended = killer.ended();

@@ -128,13 +128,10 @@ fn build(
     // The container's own count goes with what a failed creation leaves.
     let oom_kills = Cgroup::of_the_pod().oom_kills();
     run(services, container, &container.init, "", launch).map_err(|error| {
-        // All that the builder sees is a process that says nothing.
-        if Cgroup::of_the_pod().oom_kills() > oom_kills {
-            return AgentError::Failed(format!(
-                "create container {id}: its first process was OOM-killed (memory limit too low?)"
-            ));
-        }
-        AgentError::Failed(format!("create container {id}: {error}"))
+        // All that the builder sees is a process that says nothing. Its words stay: the kill may have been another container's.
+        let killed = Cgroup::of_the_pod().oom_kills() > oom_kills;
+        let cause = if killed { "its first process was OOM-killed (memory limit too low?): " } else { "" };
+        AgentError::Failed(format!("create container {id}: {cause}{error}"))
     })
 }
 

@@ -82,12 +82,13 @@ pub async fn create_given_up(client: Client) {
     assert_eq!(ended.exit_status, 137);
     println!("        {}", creating.await.unwrap().expect("it was given up"));
     freeze("0");
-    let cgroup = ravelin_agent::paths::container_cgroup("slow");
+    // It is forgotten last, when nothing of it is left.
     let begin = Instant::now();
-    while cgroup.exists() {
-        assert!(begin.elapsed() < Duration::from_secs(10), "{} is still there", cgroup.display());
+    while waiting.wait(name.clone()).await.is_ok() {
+        assert!(begin.elapsed() < Duration::from_secs(60), "the container is still known");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+    assert!(!ravelin_agent::paths::container_cgroup("slow").exists());
     assert_eq!(sh(&client, "slow", "echo again").await.1, "again\n");
 }
 

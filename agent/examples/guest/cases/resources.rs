@@ -19,6 +19,8 @@ pub async fn limits(client: Client) {
     container.start().await;
     let show = ["sh", "-c", "cd /sys/fs/cgroup; cat memory.max pids.max cpu.max memory.oom.group"];
     assert_eq!(container.exec("e", &show).await.1, "67108864\n20\n200000 100000\n1\n");
+    // What a distribution's kernel has its programs dump.
+    assert_eq!(container.exec("e", &["cat", "/proc/self/coredump_filter"]).await.1, "00000033\n");
     let resources = json!({"memory": {"limit": 128 << 20}, "cpu": {"quota": 50000, "period": 100000}});
     let update = api::UpdateRequest {
         container_id: "lim".into(),
