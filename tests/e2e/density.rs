@@ -2,11 +2,17 @@
 
 use std::thread;
 
-use ravelin_tests::{Container, Host, Pod, Run, eventually};
+use ravelin_tests::{Container, Containerd, Host, Pod, Run, eventually};
 
 #[test]
 fn many_pods_run_at_once_and_leave_nothing() {
-    let count = if Host::whole() { 20 } else { 4 };
+    // containerd 1.6 gives the clean-up after each container five seconds, and leaves its bundle when they were not enough: with twenty pods on
+    // one emulated processor they are not always.
+    let count = match (Host::whole(), Host::containerd()) {
+        (true, Containerd::V2_3) => 20,
+        (true, Containerd::V1_6) => 8,
+        (false, _) => 4,
+    };
     let host = Host::alone();
     let pods: Vec<Pod<'_>> = thread::scope(|scope| {
         let starts: Vec<_> = (0..count).map(|_| scope.spawn(|| host.pod().start())).collect();
