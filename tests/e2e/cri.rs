@@ -74,7 +74,7 @@ fn an_image_that_is_imported_is_there_to_be_run_and_can_be_removed() {
     fs::create_dir_all(folder.join("bin")).unwrap();
     let shell =
         |script: &str| Run::new("sh").args(["-c", &format!("cd {} && {script}", folder.display())]).ok();
-    shell("cp $(command -v busybox) bin/sh && tar -cf layer.tar bin");
+    shell("cp $(command -v busybox) bin/sh && touch bin/cri-import && tar -cf layer.tar bin");
     let digest = shell("sha256sum layer.tar | cut -d ' ' -f 1");
     let config = json!({
         "architecture": "amd64", "os": "linux", "config": {},
@@ -96,10 +96,26 @@ fn an_image_that_is_imported_is_there_to_be_run_and_can_be_removed() {
     let pod = host.pod().start();
     let container = pod.container().image(name).command(&["/bin/sh", "-c", "echo imported"]).start();
     assert_eq!(container.output(), "imported\n");
+    let made = layer_image("bin/cri-import");
     container.remove();
     pod.remove();
-    Run::ctr().args(["images", "rm", "--sync", name]).ok();
+    Run::crictl().args(["rmi", name]).ok();
     eventually("CRI forgets the image", || (!images()).then_some(()));
+    // And with it goes what was made of its layer for the guest: the node's disk has its room back.
+    if Host::handler().is_ravelin() {
+        assert!(made.is_some(), "the layer's image is not beside the layer");
+    }
+    eventually("the layer's image is gone", || made.iter().all(|made| !made.exists()).then_some(()));
+}
+
+/// The layer image beside the snapshot in which there is `marker`.
+fn layer_image(marker: &str) -> Option<PathBuf> {
+    let folders = |path: &Path| fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path());
+    let roots = folders(Path::new("/var/lib")).filter(|path| path.to_string_lossy().contains("/containerd"));
+    let mut snapshots =
+        roots.flat_map(|root| folders(&root.join("io.containerd.snapshotter.v1.overlayfs/snapshots")));
+    let layer = snapshots.find(|snapshot| snapshot.join("fs").join(marker).exists())?;
+    folders(&layer).find(|path| path.extension().is_some_and(|extension| extension == "erofs"))
 }
 
 #[test]

@@ -36,6 +36,22 @@ fn a_shim_that_is_told_to_end_lets_its_containers_end_first() {
     eventually("the pod is seen to have ended", || (pod.state() == "SANDBOX_NOTREADY").then_some(()));
     pod.remove();
     traces.assert_gone();
+
+    // One whose machine stands still is not waited for: the node is on its way down.
+    let pod = host.pod().start();
+    let _idle = pod.container().idle().start();
+    let traces = pod.traces();
+    let [shim, machine] = ["containerd-shim-ravelin-v2", "ravelin-vmm"].map(|program| {
+        pod.process(program).unwrap_or_else(|| panic!("no {program} serves the pod")).to_string()
+    });
+    Run::new("kill").args(["-STOP", &machine]).ok();
+    Run::new("kill").args(["-TERM", &shim]).ok();
+    for process in [shim, machine] {
+        let process = Path::new("/proc").join(process);
+        eventually("shim and machine have ended", || (!process.exists()).then_some(()));
+    }
+    pod.remove();
+    traces.assert_gone();
 }
 
 /// The guest's kernel panics from the inside: a container whose `/proc/sys` is writable asks the kernel to panic when

@@ -107,6 +107,10 @@ fn pods_see_the_size_that_the_table_says() {
         let pod = host.pod().without_size().start();
         assert_size(&pod, 1, 512);
         assert_eq!(processor_limit(&pod), Some("25000 100000".to_owned()));
+        // By its cgroup it is a guaranteed pod, which the node's kernel kills last.
+        let machine = pod.process("ravelin-vmm").expect("a machine serves the pod");
+        let score = fs::read_to_string(format!("/proc/{machine}/oom_score_adj")).expect("a score");
+        assert_eq!(score.trim(), "-997");
         // The node's vector instructions, which kernels give up when the sizes of their states do not add up.
         let flags = |text: &str| {
             let line = text.lines().find(|line| line.starts_with("flags")).unwrap_or_default().to_owned();

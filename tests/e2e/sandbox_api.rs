@@ -1,11 +1,13 @@
 //! Pods through containerd's sandbox API: no pause container, and what containerd makes for one is the shim's to make.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::time::Duration;
 
 use containerd_shim_protos::Client;
 use containerd_shim_protos::sandbox_api::{
-    PingRequest, PlatformRequest, SandboxMetricsRequest, SandboxStatusRequest, WaitSandboxRequest,
+    PingRequest, PlatformRequest, SandboxMetricsRequest, SandboxStatusRequest, ShutdownSandboxRequest,
+    StopSandboxRequest, WaitSandboxRequest,
 };
 use containerd_shim_protos::sandbox_sync::SandboxClient;
 use ravelin_tests::{Containerd, Handler, Host, Pod, Run, eventually};
@@ -54,29 +56,48 @@ fn a_pod_without_a_pause_container_has_what_others_have() {
     assert_says(&words, "Pod not supported on Fargate: invalid SecurityContext fields: Privileged");
 
     the_shim_answers_what_containerd_does_not_ask(&pod);
+    one_that_does_not_stop_in_the_time_it_is_given_is_killed(&pod);
+    eventually("the pod is seen to be dead", || (pod.state() == "SANDBOX_NOTREADY").then_some(()));
     pod.stop();
     assert_eq!(pod.state(), "SANDBOX_NOTREADY");
     pod.remove();
     host.assert_clean();
 }
 
-/// The API's calls, straight to the shim.
+/// The pod's shim, spoken to as containerd speaks to it.
 #[track_caller]
-fn the_shim_answers_what_containerd_does_not_ask(pod: &Pod<'_>) {
+fn client(pod: &Pod<'_>) -> SandboxClient {
     let file = "/run/containerd/io.containerd.sandbox.controller.v1.shim/k8s.io";
     let bootstrap = fs::read_to_string(format!("{file}/{}/bootstrap.json", pod.id)).unwrap();
     let bootstrap: Value = serde_json::from_str(&bootstrap).unwrap();
-    let sandbox = SandboxClient::new(Client::connect(bootstrap["address"].as_str().unwrap()).unwrap());
-    let context = || -> Context { with_duration(Duration::from_secs(120)) };
+    SandboxClient::new(Client::connect(bootstrap["address"].as_str().unwrap()).unwrap())
+}
 
+fn context() -> Context {
+    with_duration(ravelin_tests::PATIENCE)
+}
+
+/// The code of what must not succeed.
+#[track_caller]
+fn code<T: std::fmt::Debug>(result: ttrpc::Result<T>) -> ttrpc::Code {
+    match result {
+        Err(ttrpc::Error::RpcStatus(status)) => status.code(),
+        other => panic!("it was not refused: {other:?}"),
+    }
+}
+
+/// The API's calls, straight to the shim.
+#[track_caller]
+fn the_shim_answers_what_containerd_does_not_ask(pod: &Pod<'_>) {
+    let sandbox = client(pod);
     let mut ping = PingRequest::new();
     ping.sandbox_id.clone_from(&pod.id);
     sandbox.ping_sandbox(context(), &ping).unwrap();
     ping.sandbox_id = "another".to_owned();
-    let ttrpc::Error::RpcStatus(status) = sandbox.ping_sandbox(context(), &ping).unwrap_err() else {
-        panic!("no status")
-    };
-    assert_eq!(status.code(), ttrpc::Code::NOT_FOUND);
+    assert_eq!(code(sandbox.ping_sandbox(context(), &ping)), ttrpc::Code::NOT_FOUND);
+    let mut shutdown = ShutdownSandboxRequest::new();
+    shutdown.sandbox_id = "another".to_owned();
+    assert_eq!(code(sandbox.shutdown_sandbox(context(), &shutdown)), ttrpc::Code::NOT_FOUND);
 
     let mut platform = PlatformRequest::new();
     platform.sandbox_id.clone_from(&pod.id);
@@ -107,6 +128,35 @@ fn the_shim_answers_what_containerd_does_not_ask(pod: &Pod<'_>) {
     assert!(sandbox.wait_sandbox(with_duration(Duration::from_secs(2)), &wait).is_err());
 }
 
+#[track_caller]
+fn one_that_does_not_stop_in_the_time_it_is_given_is_killed(pod: &Pod<'_>) {
+    let sandbox = client(pod);
+    let mut wait = WaitSandboxRequest::new();
+    wait.sandbox_id.clone_from(&pod.id);
+    let waiting = std::thread::spawn({
+        let sandbox = sandbox.clone();
+        move || sandbox.wait_sandbox(context(), &wait)
+    });
+    let machine = pod.process("ravelin-vmm").expect("a machine serves the pod").to_string();
+    Run::new("kill").args(["-STOP", &machine]).ok();
+    let mut stop = StopSandboxRequest::new();
+    stop.sandbox_id.clone_from(&pod.id);
+    stop.timeout_secs = 1;
+    sandbox.stop_sandbox(context(), &stop).unwrap();
+    let ended = waiting.join().unwrap().unwrap();
+    assert_eq!(ended.exit_status, 137);
+    assert!(ended.exited_at.seconds > 0, "{ended:?}");
+
+    let mut status = SandboxStatusRequest::new();
+    status.sandbox_id.clone_from(&pod.id);
+    let status = sandbox.sandbox_status(context(), &status).unwrap();
+    assert_eq!((status.state.as_str(), status.pid), ("SANDBOX_NOTREADY", 0));
+    assert_eq!(status.exited_at, ended.exited_at);
+    let mut ping = PingRequest::new();
+    ping.sandbox_id.clone_from(&pod.id);
+    assert_eq!(code(sandbox.ping_sandbox(context(), &ping)), ttrpc::Code::FAILED_PRECONDITION);
+}
+
 #[test]
 fn a_pod_of_the_sandbox_api_outlives_containerd_and_its_death_is_seen() {
     let Some(host) = alone() else { return };
@@ -129,11 +179,18 @@ fn a_pod_of_the_sandbox_api_outlives_containerd_and_its_death_is_seen() {
     });
     pod.remove();
 
-    let pod = host.pod().with_handler(Handler::RavelinSandbox).start();
+    // One that names no cgroup to be in, as pods of other clients than the kubelet do.
+    let cgroups = || {
+        let all = fs::read_dir("/sys/fs/cgroup").unwrap().flatten();
+        all.filter(|entry| entry.path().is_dir()).map(|entry| entry.file_name()).collect::<BTreeSet<_>>()
+    };
+    let before = cgroups();
+    let pod = host.pod().with_handler(Handler::RavelinSandbox).set("/linux/cgroup_parent", "").start();
     let _container = pod.container().idle().start();
     let shim = pod.process("containerd-shim-ravelin-v2").expect("a shim serves the pod").to_string();
     Run::new("kill").args(["-KILL", &shim]).ok();
     eventually("the pod is seen to be dead", || (pod.state() == "SANDBOX_NOTREADY").then_some(()));
     pod.remove();
+    eventually("its cgroup is gone", || (cgroups() == before).then_some(()));
     host.assert_clean();
 }

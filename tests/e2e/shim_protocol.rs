@@ -1,16 +1,17 @@
 //! The shim's own protocol, without a containerd between: what every version writes to it, a task's life in every
 //! state, and what two hundred lives leave in it.
 
+use std::time::Duration;
+
 use containerd_shim_protos::api::{
-    PauseRequest, PidsRequest, ResumeRequest, StatsRequest, UpdateTaskRequest,
+    CloseIORequest, CreateTaskRequest, PauseRequest, PidsRequest, ResizePtyRequest, ResumeRequest,
+    StatsRequest, UpdateTaskRequest,
 };
 use containerd_shim_protos::cgroups_v2::metrics::Metrics;
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::protobuf::{Message, MessageField};
-use std::time::Duration;
-
 use ravelin_tests::shim::{Bootstrap, Shim, descriptors, holdings};
-use ravelin_tests::{Host, until};
+use ravelin_tests::{Host, Run, eventually, until};
 use serde_json::json;
 use ttrpc::Code;
 
@@ -72,8 +73,15 @@ fn a_tasks_life_is_told_in_order_and_refused_out_of_order() {
     assert_eq!(code(shim.delete("short", "")), Code::NOT_FOUND);
     shim.expect_events("short", &["create short", "start short", "exit short 7", "delete short"]);
 
-    // Deleted without ever having been started.
-    let output = shim.create("never", "echo never").expect("a container");
+    // Deleted without ever having been started. Its score says what its machine is worth to the node from then on.
+    let score =
+        || std::fs::read_to_string(format!("/proc/{}/oom_score_adj", shim.machine())).expect("a score");
+    assert_eq!(score(), "0\n");
+    let worth = |spec: &mut serde_json::Value, _: &mut CreateTaskRequest| {
+        spec["process"]["oomScoreAdj"] = json!(-500);
+    };
+    let output = shim.create_with("never", "echo never", worth).expect("a container");
+    assert_eq!(score(), "-500\n");
     assert_eq!(code(shim.create("never", "echo twice")), Code::ALREADY_EXISTS);
     shim.delete("never", "").expect("it can be deleted");
     assert_eq!(output.whole().0, "");
@@ -105,6 +113,7 @@ fn a_tasks_life_is_told_in_order_and_refused_out_of_order() {
     pause.id = "long".to_owned();
     shim.tasks().pause(context(), &pause).expect("it can be paused");
     assert_eq!(shim.state("long", "").as_deref(), Ok("PAUSED"));
+    assert_eq!(code(shim.delete("long", "")), Code::FAILED_PRECONDITION);
     let mut resume = ResumeRequest::new();
     resume.id = "long".to_owned();
     shim.tasks().resume(context(), &resume).expect("it can be resumed");
@@ -149,7 +158,7 @@ fn a_tasks_life_is_told_in_order_and_refused_out_of_order() {
     );
 
     // The kernel's kill for memory is told before the exit.
-    let limited = |spec: &mut serde_json::Value| {
+    let limited = |spec: &mut serde_json::Value, _: &mut CreateTaskRequest| {
         spec["linux"]["resources"]["memory"] = json!({ "limit": 16 << 20 });
     };
     shim.create_with("hungry", "exec tail /dev/zero", limited).expect("a container");
@@ -177,18 +186,136 @@ fn a_tasks_life_is_told_in_order_and_refused_out_of_order() {
 }
 
 #[test]
+fn a_tasks_streams_are_written_to_closed_and_resized() {
+    let Some(host) = Host::shared_with_ravelin() else { return };
+    let shim = Shim::start(&host, Bootstrap::Params);
+    shim.run_sandbox();
+
+    // Its input does not end with who wrote to it, but when containerd says so.
+    let input = shim.input("cat");
+    let reads = |_: &mut serde_json::Value, request: &mut CreateTaskRequest| {
+        request.stdin = input.display().to_string();
+    };
+    let output = shim.create_with("cat", "cat; exit 6", reads).expect("a container");
+    shim.start_process("cat", "").expect("it starts");
+    for line in ["one line\n", "another\n"] {
+        std::fs::write(&input, line).expect("it is read");
+        output.says(line);
+    }
+    assert_eq!(shim.state("cat", "").as_deref(), Ok("RUNNING"));
+    let mut close = CloseIORequest::new();
+    close.id = "cat".to_owned();
+    close.stdin = true;
+    shim.tasks().close_io(context(), &close).expect("its input can be closed");
+    assert_eq!(shim.wait("cat", ""), Ok(6));
+    assert_eq!(output.whole(), ("one line\nanother\n".to_owned(), String::new()));
+    shim.delete("cat", "").expect("it can be deleted");
+
+    // A terminal has one output, and a size.
+    let terminal = |spec: &mut serde_json::Value, request: &mut CreateTaskRequest| {
+        spec["process"]["terminal"] = json!(true);
+        request.terminal = true;
+        request.stderr.clear();
+    };
+    let script = "trap 'stty size; exit 4' WINCH; echo begun >&2; while :; do sleep 0.1; done";
+    let output = shim.create_with("terminal", script, terminal).expect("a container");
+    shim.start_process("terminal", "").expect("it starts");
+    output.says("begun\r\n");
+    let mut resize = ResizePtyRequest::new();
+    resize.id = "terminal".to_owned();
+    (resize.width, resize.height) = (100, 40);
+    shim.tasks().resize_pty(context(), &resize).expect("it can be resized");
+    assert_eq!(shim.wait("terminal", ""), Ok(4));
+    assert_eq!(output.whole().0, "begun\r\n40 100\r\n");
+    shim.delete("terminal", "").expect("it can be deleted");
+    shim.remove_sandbox();
+}
+
+/// A caller's patience may end, and a caller itself, while a container or a machine is made: nobody would ever hear of it.
+#[test]
+fn a_creation_that_nobody_wants_any_more_is_taken_down() {
+    let Some(host) = Host::shared_with_ravelin() else { return };
+    let shim = Shim::start(&host, Bootstrap::Params);
+    shim.run_sandbox();
+    let machine = shim.machine().to_string();
+    let signal = |signal: &str| drop(Run::new("kill").args([signal, &machine]).ok());
+
+    // Its caller gives up.
+    signal("-STOP");
+    let given_up = shim.create_within(Duration::from_secs(2), "given-up", IDLE, |_, _| {});
+    assert!(given_up.is_err(), "a machine that stands still made a container");
+    assert_eq!(code(shim.create("given-up", IDLE)), Code::ALREADY_EXISTS, "its id is taken until it is gone");
+    signal("-CONT");
+    let again = eventually("its id is free again", || match shim.create("given-up", "exit 5") {
+        Err((Code::ALREADY_EXISTS, _)) => None,
+        created => Some(created.expect("a container")),
+    });
+    shim.start_process("given-up", "").expect("it starts");
+    assert_eq!(shim.wait("given-up", ""), Ok(5));
+    shim.delete("given-up", "").expect("it can be deleted");
+    again.whole();
+    let events = ["create given-up", "start given-up", "exit given-up 5", "delete given-up"];
+    shim.expect_events("given-up", &events);
+
+    // Somebody deletes it meanwhile.
+    signal("-STOP");
+    std::thread::scope(|scope| {
+        let creating = scope.spawn(|| shim.create("deleted", IDLE));
+        let (code, words) = eventually("it is being made", || match shim.delete("deleted", "") {
+            Err((Code::NOT_FOUND, _)) => None,
+            answer => Some(answer.expect_err("it cannot be taken down while its guest stands still")),
+        });
+        assert_eq!(code, Code::FAILED_PRECONDITION, "{words}");
+        assert!(words.contains("deleted is still being made"), "{words}");
+        signal("-CONT");
+        let created = creating.join().expect("a thread");
+        assert!(created.is_err(), "it was made though it was deleted");
+    });
+    assert_eq!(code(shim.delete("deleted", "")), Code::NOT_FOUND);
+    shim.expect_events("deleted", &[]);
+    shim.remove_sandbox();
+
+    // The same with a machine.
+    let shim = Shim::start(&host, Bootstrap::Params);
+    let pid = shim.connect();
+    std::thread::scope(|scope| {
+        let creating = scope.spawn(|| shim.create_sandbox());
+        eventually("it is being made", || match shim.kill(&shim.id, "", 9) {
+            Err((Code::NOT_FOUND, _)) => None,
+            answer => {
+                answer.expect("what is being made can be killed");
+                Some(())
+            }
+        });
+        let created = creating.join().expect("a thread");
+        assert!(created.is_err(), "it was made though it was killed");
+    });
+    assert_eq!(code(shim.delete(&shim.id, "")), Code::NOT_FOUND);
+    shim.goodbye(pid);
+    shim.expect_events(&shim.id, &[]);
+}
+
+#[test]
 fn many_lives_leave_nothing_in_the_shim_and_the_machine() {
     let Some(host) = Host::shared_with_ravelin() else { return };
     let cycles = if Host::whole() { 200 } else { 10 };
     let shim = Shim::start(&host, Bootstrap::Nothing);
     shim.run_sandbox();
-    let mut pids = PidsRequest::new();
-    pids.id.clone_from(&shim.id);
-    let machine = shim.tasks().pids(context(), &pids).expect("the sandbox has a process").processes[0].pid;
-    let processes = [shim.connect(), machine];
-    let mounts = || {
+    let processes = [shim.connect(), shim.machine()];
+    // Of the host: mounts, and processes that the shim has started.
+    let on_the_host = || {
         let all = std::fs::read_to_string("/proc/self/mountinfo").expect("mounts");
-        all.lines().filter(|line| line.contains(&shim.id)).count()
+        let mounts = all.lines().filter(|line| line.contains(&shim.id)).count();
+        (mounts, children(processes[0]))
+    };
+    // What the guest's kernel could still give, in KiB: what lives of a container or an exec takes from it.
+    let available = || {
+        let meminfo = "exec awk '/MemAvailable/ {print $2}' /proc/meminfo";
+        let output = shim.create("available", meminfo).expect("a container");
+        shim.start_process("available", "").expect("it starts");
+        shim.wait("available", "").expect("it ends");
+        shim.delete("available", "").expect("it can be deleted");
+        output.whole().0.trim().parse::<usize>().expect("a number of KiB")
     };
 
     let live = || {
@@ -208,13 +335,14 @@ fn many_lives_leave_nothing_in_the_shim_and_the_machine() {
     for _ in 0..5 {
         live();
     }
-    let before = (processes.map(holdings), mounts());
+    let available_before = available();
+    let before = (processes.map(holdings), on_the_host());
     for _ in 0..cycles {
         live();
     }
     // Threads that wait for work end after a while.
     let settled = until(Duration::from_secs(120), || {
-        let now = (processes.map(holdings), mounts());
+        let now = (processes.map(holdings), on_the_host());
         let same =
             now.0.iter().zip(&before.0).all(|(now, before)| {
                 now.descriptors <= before.descriptors && now.threads <= before.threads + 2
@@ -224,13 +352,26 @@ fn many_lives_leave_nothing_in_the_shim_and_the_machine() {
     assert!(
         settled.is_some(),
         "{before:?} before, {:?} after {cycles} lives; the shim's descriptors:\n{}",
-        (processes.map(holdings), mounts()),
+        (processes.map(holdings), on_the_host()),
         descriptors(processes[0]).join("\n")
     );
-    // The machine's memory holds what the guest's page cache took: only the shim's is bounded here.
+    // The machine's memory holds what the guest's page cache took: the shim's is bounded here, and the guest's from inside.
     let (before, now) = (before.0[0].anonymous_kib, holdings(processes[0]).anonymous_kib);
     assert!(now < before + 1024 + cycles * 4, "{before} KiB grew to {now} KiB in {cycles} lives");
+    let available_now = available();
+    assert!(
+        available_now + 8192 + cycles * 16 > available_before,
+        "of {available_before} KiB the guest has {available_now} after {cycles} lives"
+    );
     shim.remove_sandbox();
+}
+
+/// How many processes have this parent.
+fn children(parent: u32) -> usize {
+    let of = format!("PPid:\t{parent}");
+    let entries = std::fs::read_dir("/proc").expect("/proc").flatten();
+    let statuses = entries.filter_map(|entry| std::fs::read_to_string(entry.path().join("status")).ok());
+    statuses.filter(|status| status.lines().any(|line| line == of)).count()
 }
 
 /// A container's counters.

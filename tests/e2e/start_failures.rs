@@ -57,6 +57,15 @@ fn a_pod_on_a_full_disk_says_so() {
     fails(&host, &["/var/lib/ravelin", "is full"]);
 }
 
+/// What goes wrong before a shim can be asked anything is told by the shim all the same.
+#[test]
+fn a_pod_whose_shim_has_no_room_for_its_state_says_so() {
+    let Some(host) = Host::alone_with_ravelin() else { return };
+    let _full = Full::make("/run/ravelin", "4k");
+    fs::write("/run/ravelin/filler", [0; 4096]).unwrap();
+    fails(&host, &["/run/ravelin", "No space left"]);
+}
+
 #[test]
 fn a_pod_whose_network_namespace_is_gone_says_so() {
     let Some(host) = Host::alone_with_ravelin() else { return };

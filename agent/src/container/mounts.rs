@@ -239,42 +239,37 @@ pub(super) fn walk(volume: &Path, sub_path: &Path, missing: Missing) -> Result<O
         found => return found.attempt(attempt),
     }
     let own = flags | OFlags::NOFOLLOW | OFlags::DIRECTORY;
+    let like_volume = rustix::fs::fstat(&root).attempt(attempt)?.st_mode & 0o7777;
     let mut done = PathBuf::new();
     let mut here = root.as_fd().try_clone_to_owned().attempt(attempt)?;
-    let mut made = false;
     for part in sub_path.components() {
         done.push(part);
-        let next = match openat2(&root, &done, flags, Mode::empty(), resolve) {
-            Err(rustix::io::Errno::NOENT) => {
-                made = match mkdirat(&here, Path::new(part.as_os_str()), Mode::from_raw_mode(0o755)) {
-                    // Another container's creation was faster.
-                    Err(rustix::io::Errno::EXIST) => false,
-                    other => other.map(|()| true).attempt(attempt)?,
-                };
-                if made {
-                    // The directory itself: whoever shares the volume may have put a link in its place.
-                    openat(&here, Path::new(part.as_os_str()), own, Mode::empty())
-                } else {
-                    openat2(&root, &done, flags, Mode::empty(), resolve)
+        let name = Path::new(part.as_os_str());
+        here = match openat2(&root, &done, flags, Mode::empty(), resolve) {
+            Err(rustix::io::Errno::NOENT) => match mkdirat(&here, name, Mode::from_raw_mode(0o755)) {
+                // Another container's creation was faster.
+                Err(rustix::io::Errno::EXIST) => {
+                    openat2(&root, &done, flags, Mode::empty(), resolve).attempt(attempt)?
                 }
-            }
-            found => {
-                made = false;
-                found
-            }
+                made => {
+                    made.attempt(attempt)?;
+                    // The directory itself: whoever shares the volume may have put a link in its place.
+                    let made = openat(&here, name, own, Mode::empty()).attempt(attempt)?;
+                    let mode = if missing == Missing::MakeForRoot {
+                        chownat(&made, c"", Some(Uid::ROOT), Some(Gid::ROOT), AtFlags::EMPTY_PATH)
+                            .attempt(attempt)?;
+                        0o755
+                    } else {
+                        like_volume
+                    };
+                    // A path descriptor has no permissions to change but by its name.
+                    let path = format!("/proc/self/fd/{}", made.as_raw_fd());
+                    fs::set_permissions(path, fs::Permissions::from_mode(mode)).attempt(attempt)?;
+                    made
+                }
+            },
+            found => found.attempt(attempt)?,
         };
-        here = next.attempt(attempt)?;
-    }
-    if made {
-        let mode = if missing == Missing::MakeForRoot {
-            chownat(&here, c"", Some(Uid::ROOT), Some(Gid::ROOT), AtFlags::EMPTY_PATH).attempt(attempt)?;
-            0o755
-        } else {
-            rustix::fs::fstat(&root).attempt(attempt)?.st_mode & 0o777
-        };
-        // A path descriptor has no permissions to change but by its name.
-        let path = format!("/proc/self/fd/{}", here.as_raw_fd());
-        fs::set_permissions(path, fs::Permissions::from_mode(mode)).attempt(attempt)?;
     }
     Ok(here)
 }
@@ -307,8 +302,9 @@ mod tests {
         fs::set_permissions(volume.path(), fs::Permissions::from_mode(0o2777)).unwrap();
         assert!(walk(volume.path(), Path::new("a/b"), Missing::Refuse).is_err());
         walk(volume.path(), Path::new("a/b"), Missing::MakeLikeVolume).unwrap();
-        let mode = |path: &str| fs::metadata(volume.path().join(path)).unwrap().permissions().mode() & 0o777;
-        assert_eq!((mode("a"), mode("a/b")), (0o755, 0o777));
+        let mode = |path: &str| fs::metadata(volume.path().join(path)).unwrap().permissions().mode() & 0o7777;
+        // With the set-group-id bit, by which an fsGroup's volume hands its group on.
+        assert_eq!((mode("a"), mode("a/b")), (0o2777, 0o2777));
         // What is there keeps its mode.
         fs::set_permissions(volume.path().join("a/b"), fs::Permissions::from_mode(0o700)).unwrap();
         walk(volume.path(), Path::new("a/b"), Missing::MakeLikeVolume).unwrap();

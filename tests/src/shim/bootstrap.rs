@@ -31,12 +31,18 @@ pub(super) fn run_start(bundle: &Path, id: &str, events: &str, bootstrap: Bootst
         .args(["-namespace", NAMESPACE, "-address", "/run/containerd/containerd.sock"])
         .args(["-publish-binary", "/usr/bin/containerd", "-id", id, "start"])
         .current_dir(bundle)
-        .env("TTRPC_ADDRESS", events)
-        .env("MAX_SHIM_VERSION", "2")
+        .env_remove("TTRPC_ADDRESS")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .process_group(0);
+    match bootstrap {
+        // All that it says is in what it writes.
+        Bootstrap::Params => command.env("MAX_SHIM_VERSION", "3"),
+        Bootstrap::Nothing | Bootstrap::Options => {
+            command.env("TTRPC_ADDRESS", events).env("MAX_SHIM_VERSION", "2")
+        }
+    };
     let mut child = command.spawn().expect("the shim's binary can be run");
     let input = match bootstrap {
         Bootstrap::Nothing => Vec::new(),

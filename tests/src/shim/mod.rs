@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use containerd_shim_protos::api::{
     ConnectRequest, CreateTaskRequest, DeleteRequest, DeleteResponse, ExecProcessRequest, KillRequest, Mount,
-    ShutdownRequest, StartRequest, StateRequest, WaitRequest,
+    PidsRequest, ShutdownRequest, StartRequest, StateRequest, WaitRequest,
 };
 use containerd_shim_protos::protobuf::MessageField;
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
@@ -100,14 +100,19 @@ impl<'h> Shim<'h> {
         &self.tasks
     }
 
-    /// Runs the sandbox: Create and Start of its task.
-    #[track_caller]
-    pub fn run_sandbox(&self) {
+    /// Create of the sandbox's task.
+    pub fn create_sandbox(&self) -> Result<(), Refusal> {
         let mut request = CreateTaskRequest::new();
         request.id.clone_from(&self.id);
         request.bundle = self.folder.join(&self.id).display().to_string();
-        let created = self.tasks.create(patience(), &request);
-        created.unwrap_or_else(|error| panic!("the sandbox is not created: {error}\n{}", self.log()));
+        self.tasks.create(patience(), &request).map(drop).map_err(refusal)
+    }
+
+    /// Runs the sandbox: Create and Start of its task.
+    #[track_caller]
+    pub fn run_sandbox(&self) {
+        let created = self.create_sandbox();
+        created.unwrap_or_else(|error| panic!("the sandbox is not created: {error:?}\n{}", self.log()));
         self.start_process(&self.id, "").unwrap_or_else(|error| {
             panic!("the sandbox does not start: {error:?}\n{}", self.log());
         });
@@ -115,28 +120,30 @@ impl<'h> Shim<'h> {
 
     /// Creates a container of busybox as containerd would: `start` in its bundle, then Create.
     pub fn create(&self, id: &str, script: &str) -> Result<Output, Refusal> {
-        self.create_with(id, script, |_| {})
+        self.create_with(id, script, |_, _| {})
     }
 
-    /// [`Shim::create`] with changes to the OCI spec.
+    /// [`Shim::create`] with changes to the OCI spec and to the request.
     pub fn create_with(
         &self,
         id: &str,
         script: &str,
-        change: impl FnOnce(&mut Value),
+        change: impl FnOnce(&mut Value, &mut CreateTaskRequest),
+    ) -> Result<Output, Refusal> {
+        self.create_within(PATIENCE, id, script, change)
+    }
+
+    /// [`Shim::create_with`] of a caller that gives up after `patience`.
+    pub fn create_within(
+        &self,
+        patience: Duration,
+        id: &str,
+        script: &str,
+        change: impl FnOnce(&mut Value, &mut CreateTaskRequest),
     ) -> Result<Output, Refusal> {
         let bundle = self.folder.join(id);
-        let mut spec = container_spec(&self.id, id, &["/bin/sh", "-c", script]);
-        change(&mut spec);
-        make_bundle(&bundle, &spec);
-        let socket = format!("unix://{}", self.folder.join("events.sock").display());
-        assert_eq!(
-            run_start(&bundle, id, &socket, self.bootstrap),
-            self.address,
-            "a container joins its sandbox"
-        );
+        fs::create_dir_all(&bundle).expect("a bundle can be made");
         let (stdout, stderr) = (fifo(&bundle, "stdout"), fifo(&bundle, "stderr"));
-        let output = Output::read(&stdout, &stderr);
         let mut request = CreateTaskRequest::new();
         request.id = id.to_owned();
         request.bundle = bundle.display().to_string();
@@ -147,16 +154,39 @@ impl<'h> Shim<'h> {
         rootfs.source = self.rootfs().display().to_string();
         rootfs.options = vec!["rbind".to_owned(), "ro".to_owned()];
         request.rootfs.push(rootfs);
-        match self.tasks.create(patience(), &request) {
-            Ok(_) => Ok(output),
-            Err(error) => {
-                // A reader waits for somebody who writes: nobody will.
-                for path in [&stdout, &stderr] {
-                    drop(fs::File::options().read(true).write(true).open(path));
-                }
-                Err(refusal(error))
-            }
+        let mut spec = container_spec(&self.id, id, &["/bin/sh", "-c", script]);
+        change(&mut spec, &mut request);
+        make_bundle(&bundle, &spec);
+        let socket = format!("unix://{}", self.folder.join("events.sock").display());
+        assert_eq!(
+            run_start(&bundle, id, &socket, self.bootstrap),
+            self.address,
+            "a container joins its sandbox"
+        );
+        let output = Output::read(&stdout, &stderr);
+        let created = self.tasks.create(ttrpc::context::with_duration(patience), &request);
+        // A reader waits for somebody who writes: of a terminal there is one output, of what is not created none.
+        let unused = [(&stdout, created.is_err()), (&stderr, created.is_err() || request.stderr.is_empty())];
+        for (path, _) in unused.iter().filter(|(_, unused)| *unused) {
+            drop(fs::File::options().read(true).write(true).open(path));
         }
+        created.map(|_| output).map_err(refusal)
+    }
+
+    /// A new fifo for the standard input of what is created in the bundle of `id`.
+    #[must_use]
+    pub fn input(&self, id: &str) -> PathBuf {
+        let bundle = self.folder.join(id);
+        fs::create_dir_all(&bundle).expect("a bundle can be made");
+        fifo(&bundle, "stdin")
+    }
+
+    /// The machine's process.
+    #[must_use]
+    pub fn machine(&self) -> u32 {
+        let mut request = PidsRequest::new();
+        request.id.clone_from(&self.id);
+        self.tasks.pids(patience(), &request).expect("the sandbox has a process").processes[0].pid
     }
 
     /// Adds an exec of `script` to a container.
