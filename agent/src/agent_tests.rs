@@ -1,7 +1,14 @@
 use std::os::fd::OwnedFd;
+use std::pin::Pin;
+use std::sync::mpsc;
+
+use api::agent_server::Agent as _;
+use rustix::fs::{CWD, FileType, Mode, mknodat};
+use serde_json::json;
 
 use super::*;
 use crate::reaper::Reaper;
+use crate::service::AgentService;
 use crate::spawner::Spawner;
 
 /// An agent whose spawner never answers, and what keeps that from being seen.
@@ -87,6 +94,82 @@ async fn the_pods_pid_namespace_is_waited_for_until_the_callers_deadline() {
     let begin = Instant::now();
     let patience = Duration::from_millis(50);
     let refused = blocking(move || agent.make_pid_namespace(begin + patience)).await.unwrap_err();
-    assert!(refused.to_string().contains("gave no answer"), "{refused}");
+    assert!(refused.to_string().ends_with("not made within 0 s"), "{refused}");
     assert!((patience..patience * 100).contains(&begin.elapsed()), "{:?}", begin.elapsed());
+}
+
+type Call = Pin<Box<dyn Future<Output = std::result::Result<(), tonic::Status>> + Send>>;
+
+/// Has a call wait for the other end of a FIFO in a file's place, and sees that others are answered meanwhile. `text` is what
+/// the call reads then; without any, it writes.
+async fn keeps_nobody(path: PathBuf, text: Option<&'static str>, call: Call, others: impl Future) {
+    mknodat(CWD, &path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+    let (answered, are_answered) = mpsc::channel();
+    let fifo = path.clone();
+    let other_end = std::thread::spawn(move || {
+        let alone = are_answered.recv_timeout(Duration::from_secs(10)).is_err();
+        match text {
+            Some(text) => fs::write(fifo, text).unwrap(),
+            None => drop(fs::read(fifo).unwrap()),
+        }
+        alone
+    });
+    let waiting = tokio::spawn(call);
+    for _ in 0..10 {
+        // Every task that the call is made of has its turn.
+        tokio::task::yield_now().await;
+    }
+    others.await;
+    let _ = answered.send(());
+    waiting.await.unwrap().unwrap();
+    assert!(!other_end.join().unwrap(), "the runtime's thread waited for {}", path.display());
+    fs::remove_file(path).unwrap();
+}
+
+#[tokio::test]
+async fn a_call_that_waits_for_a_file_keeps_no_other_call_waiting() {
+    let (agent, _other) = agent();
+    let cgroups = tempfile::tempdir().unwrap();
+    let (waiting, beside) = (cgroups.path().join("waiting"), cgroups.path().join("beside"));
+    for cgroup in [&waiting, &beside] {
+        fs::create_dir(cgroup).unwrap();
+        fs::write(cgroup.join("cgroup.controllers"), "").unwrap();
+    }
+    let container = Container::in_cgroup("waiting", vec![], waiting.clone());
+    container.init.advance(&[Phase::Creating], Phase::Running).unwrap();
+    agent.state().containers.insert("waiting".into(), container);
+    note(&agent, "beside", beside);
+    let service = AgentService(Arc::clone(&agent));
+    let others = || async {
+        let beside = api::ProcessRequest { container_id: "beside".into(), exec_id: String::new() };
+        assert_eq!(service.wait(tonic::Request::new(beside)).await.unwrap().get_ref().exit_status, 7);
+        let beside = api::ContainerRequest { container_id: "beside".into() };
+        service.stats(tonic::Request::new(beside)).await.unwrap();
+    };
+    macro_rules! call {
+        ($method:ident($request:expr)) => {{
+            let (service, request) = (service.clone(), tonic::Request::new($request));
+            Box::pin(async move { service.$method(request).await.map(drop) }) as Call
+        }};
+    }
+    let id = || "waiting".to_owned();
+    let named = || api::ContainerRequest { container_id: id() };
+    let kill = |signal| api::KillRequest { container_id: id(), signal, all: true, ..Default::default() };
+    let limits = json!({ "pids": { "limit": 5 } }).to_string().into_bytes();
+    let calls: [(&str, Option<&str>, Call); 7] = [
+        ("cpu.stat", Some(""), call!(stats(named()))),
+        ("cgroup.procs", Some(""), call!(list_pids(named()))),
+        ("cgroup.events", Some("frozen 1\n"), call!(pause(named()))),
+        ("cgroup.events", Some("frozen 0\n"), call!(resume(named()))),
+        ("cgroup.procs", Some(""), call!(kill(kill(15)))),
+        ("cgroup.kill", None, call!(kill(kill(9)))),
+        (
+            "pids.max",
+            None,
+            call!(update(api::UpdateRequest { container_id: id(), resources: limits.into() })),
+        ),
+    ];
+    for (file, text, call) in calls {
+        keeps_nobody(waiting.join(file), text, call, others()).await;
+    }
 }

@@ -12,6 +12,7 @@ use rtnetlink::packet_route::route::{RouteAttribute, RouteMetric, RouteScope};
 use rtnetlink::{Handle, LinkUnspec, RouteMessageBuilder};
 
 use crate::error::{AgentError, Result};
+use crate::sync::blocking;
 use crate::sysctl;
 
 /// Names and addresses interfaces, then adds neighbours and routes; sysctls in between, when names are settled and
@@ -23,7 +24,7 @@ use crate::sysctl;
 /// kernel's refusal.
 pub async fn configure(request: &api::SetupSandboxRequest) -> Result<()> {
     if request.interfaces.is_empty() {
-        return sysctl::apply(&request.sysctls);
+        return set_sysctls(request).await;
     }
     let (connection, handle, _) = rtnetlink::new_connection()
         .map_err(|source| AgentError::Os { attempt: "open a netlink socket".to_owned(), source })?;
@@ -33,17 +34,27 @@ pub async fn configure(request: &api::SetupSandboxRequest) -> Result<()> {
     done
 }
 
+async fn set_sysctls(request: &api::SetupSandboxRequest) -> Result<()> {
+    let sysctls = request.sysctls.clone();
+    blocking(move || sysctl::apply(&sysctls)).await
+}
+
 async fn configure_with(handle: &Handle, request: &api::SetupSandboxRequest) -> Result<()> {
     let mut indexes = HashMap::new();
     for interface in &request.interfaces {
         let index = name(handle, interface).await?;
         indexes.insert(interface.name.as_str(), index);
     }
-    sysctl::apply(&request.sysctls)?;
+    set_sysctls(request).await?;
     for interface in &request.interfaces {
         let index = index_of(&indexes, &interface.name)?;
         // The address is the pod's alone, and the link-local one need not wait a second to be sure of that.
-        let _ = std::fs::write(format!("/proc/sys/net/ipv6/conf/{}/accept_dad", interface.name), "0");
+        let accept_dad = format!("/proc/sys/net/ipv6/conf/{}/accept_dad", interface.name);
+        blocking(move || {
+            let _ = std::fs::write(accept_dad, "0");
+            Ok(())
+        })
+        .await?;
         for address in &interface.addresses {
             add_address(handle, index, address).await?;
         }
@@ -137,7 +148,8 @@ async fn add_route(handle: &Handle, index: u32, route: &api::Route) -> Result<()
         message = message.onlink();
     }
     let mut message = message.build();
-    let metrics: Vec<_> = route.metrics.iter().filter_map(metric).collect();
+    let asked = route.metrics.clone();
+    let metrics: Vec<_> = blocking(move || Ok(asked.iter().filter_map(metric).collect())).await?;
     if !metrics.is_empty() {
         message.attributes.push(RouteAttribute::Metrics(metrics));
     }

@@ -5,6 +5,7 @@
 
 mod cases;
 mod container;
+mod held;
 mod host;
 
 use ravelin_agent::{init, server};

@@ -63,8 +63,8 @@ impl Cgroup {
     /// When a value is impossible or the kernel refuses it.
     pub fn update(&self, resources: &LinuxResources) -> Result<()> {
         let failed = |text: String| AgentError::Failed(format!("update the limits of {}: {text}", self.id));
-        let manager = Manager::new(PathBuf::from(paths::CGROUP), Path::new("/pod").join(&self.id))
-            .map_err(|error| failed(chain(&error)))?;
+        let manager =
+            Manager::new(self.path.clone(), PathBuf::from("/")).map_err(|error| failed(chain(&error)))?;
         let options =
             ControllerOpt { resources, oom_score_adj: None, freezer_state: None, disable_oom_killer: false };
         manager.apply(&options).map_err(|error| failed(chain(&error)))

@@ -205,8 +205,25 @@ mod tests {
             drop(others);
         };
         let (started, ()) = tokio::join!(start_exec(&services, &container, "e", deadline), others_end);
-        assert!(started.unwrap_err().to_string().contains("gave no answer"));
+        assert_eq!(started.unwrap_err().to_string(), "start exec e: not made within 0 s");
         assert_eq!(container.exec("e").unwrap().process.phase(), Phase::Stopped);
         assert!(begin.elapsed() < Duration::from_secs(30), "{:?}", begin.elapsed());
+    }
+
+    #[tokio::test]
+    async fn a_process_that_is_being_made_keeps_nothing_else_waiting() {
+        use rustix::event::{PollFd, PollFlags, poll};
+        let (spawner, asked) = Spawner::silent().unwrap();
+        let services = Arc::new(Services::new(spawner, Reaper::default()).unwrap());
+        let deadline = Instant::now() + Duration::from_secs(20);
+        let starting = tokio::spawn(async move { start_exec(&services, &container(), "e", deadline).await });
+        let asked = blocking(move || {
+            poll(&mut [PollFd::new(&asked, PollFlags::IN)], None).attempt(String::new).map(|_| asked)
+        });
+        let asked = asked.await.unwrap();
+        assert!(!starting.is_finished(), "the runtime's thread waited for the spawner");
+        // With it goes the request, and there is nobody to wait for.
+        drop(asked);
+        starting.await.unwrap().unwrap_err();
     }
 }

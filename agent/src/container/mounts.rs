@@ -99,17 +99,17 @@ fn open_own_directory(id: &str, index: usize, mounts: &[Mount], rootfs: &Path) -
 /// Mounts that a container makes in one reach others only if both ask for that. Between those the volume is a mount of its
 /// own, of which each container has a peer or a slave (`mount(8)`, shared subtrees); without any, it is a plain directory.
 fn use_empty_dir(id: &str, index: usize, dir: &api::EmptyDir, wanted: Propagation) -> Result<PathBuf> {
-    // Two containers may be created at once, and the first to come makes the directory for both.
-    static MAKING: Mutex<()> = Mutex::new(());
-    let volume = {
-        let _making = lock(&MAKING);
-        let plain = empty_dir(dir)?;
-        let shared = Path::new(paths::SHARED_DIRS).join(&dir.name);
-        match (wanted, shared.exists()) {
-            (Propagation::Private, false) => return sub_path(id, index, plain, &dir.sub_path, true),
-            (_, true) => shared,
-            (_, false) => share(&plain, &shared)?,
-        }
+    check_name(&dir.name)?;
+    let parent = if dir.memory {
+        PathBuf::from(paths::MEMORY_DIRS)
+    } else {
+        Path::new(paths::SCRATCH).join("emptydir")
+    };
+    let plain = parent.join(&dir.name);
+    let shared = Path::new(paths::SHARED_DIRS).join(&dir.name);
+    let prepare = |path: &Path| prepare_empty_dir(dir, path);
+    let Some(volume) = make_empty_dir(&plain, &shared, wanted, prepare)? else {
+        return sub_path(id, index, plain, &dir.sub_path, true);
     };
     let part = Path::new(&dir.sub_path);
     let found = if dir.sub_path.is_empty() {
@@ -144,26 +144,30 @@ fn share(directory: &Path, shared: &Path) -> Result<PathBuf> {
     done.map(|()| shared.to_owned())
 }
 
-/// The directory of an emptyDir, made if this is its first use.
-fn empty_dir(dir: &api::EmptyDir) -> Result<PathBuf> {
-    check_name(&dir.name)?;
-    let parent = if dir.memory {
-        PathBuf::from(paths::MEMORY_DIRS)
-    } else {
-        Path::new(paths::SCRATCH).join("emptydir")
-    };
-    let path = parent.join(&dir.name);
-    match fs::create_dir(&path) {
-        Ok(()) => {}
-        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => return Ok(path),
-        Err(error) => return Err(error).attempt(|| format!("create {}", path.display())),
+/// Makes what an emptyDir lacks: its directory, and the mount at `shared` if mounts in it are to reach others. Answers with
+/// that mount, if there is one now.
+fn make_empty_dir(
+    plain: &Path,
+    shared: &Path,
+    wanted: Propagation,
+    prepare: impl FnOnce(&Path) -> Result<()>,
+) -> Result<Option<PathBuf>> {
+    // Two containers may be created at once: the first to come makes it for both, and the other waits until it is ready.
+    static MAKING: Mutex<()> = Mutex::new(());
+    let _making = lock(&MAKING);
+    match fs::create_dir(plain) {
+        Ok(()) => prepare(plain).inspect_err(|_| {
+            let _ = unmount(plain, UnmountFlags::DETACH);
+            let _ = fs::remove_dir(plain);
+        })?,
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+        Err(error) => return Err(error).attempt(|| format!("create {}", plain.display())),
     }
-    let prepared = prepare_empty_dir(dir, &path);
-    if prepared.is_err() {
-        let _ = unmount(&path, UnmountFlags::DETACH);
-        let _ = fs::remove_dir(&path);
+    match (wanted, shared.exists()) {
+        (Propagation::Private, false) => Ok(None),
+        (_, true) => Ok(Some(shared.to_owned())),
+        (_, false) => share(plain, shared).map(Some),
     }
-    prepared.map(|()| path)
 }
 
 fn prepare_empty_dir(dir: &api::EmptyDir, path: &Path) -> Result<()> {
@@ -294,6 +298,33 @@ mod tests {
             let refused = walk(volume.path(), Path::new(path), Missing::MakeLikeVolume);
             assert!(matches!(refused, Err(AgentError::Invalid(_))), "{path}");
         }
+    }
+
+    #[test]
+    fn an_empty_dir_that_another_container_makes_is_waited_for() {
+        use std::sync::mpsc;
+        let parent = tempfile::tempdir().unwrap();
+        let (plain, shared) = (&parent.path().join("d"), &parent.path().join("shared"));
+        let make = |prepare: &dyn Fn(&Path) -> Result<()>| {
+            make_empty_dir(plain, shared, Propagation::Private, prepare).unwrap();
+        };
+        let (begun, is_begun) = mpsc::channel();
+        let (returned, is_returned) = mpsc::channel();
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                make(&|path| {
+                    begun.send(()).unwrap();
+                    // One that did not wait for this would be back by then.
+                    let _ = is_returned.recv_timeout(std::time::Duration::from_millis(300));
+                    fs::write(path.join("ready"), "").attempt(String::new)
+                });
+            });
+            is_begun.recv().unwrap();
+            make(&|_| panic!("it is made twice"));
+            let ready = plain.join("ready").exists();
+            let _ = returned.send(());
+            assert!(ready, "the directory is used before it is ready");
+        });
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use oci_spec::runtime::LinuxPersonalityDomain;
 use rustix::net::{
@@ -89,9 +90,12 @@ pub enum SpawnerError {
     /// The builder failed; its words.
     #[error("{0}")]
     Build(String),
-    /// The builder ended, or did not answer in time.
+    /// The builder ended without an answer.
     #[error("the process that builds containers gave no answer")]
     NoAnswer,
+    /// The builder was not done by the caller's deadline, which was so far away.
+    #[error("not made within {:.0} s", .0.as_secs_f64())]
+    Timeout(Duration),
     /// The process was made and could not be taken over.
     #[error(transparent)]
     Refused(#[from] AgentError),
@@ -120,7 +124,7 @@ pub(super) fn send<T: Serialize>(
     Ok(())
 }
 
-/// Receives one packet; [`SpawnerError::NoAnswer`] when the other end is gone or silent.
+/// Receives one packet; [`SpawnerError::NoAnswer`] when the other end is gone.
 pub(super) fn receive<T: DeserializeOwned>(socket: impl AsFd) -> Result<(T, Vec<OwnedFd>), SpawnerError> {
     let mut packet = vec![0; MAX_PACKET];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
@@ -128,9 +132,7 @@ pub(super) fn receive<T: DeserializeOwned>(socket: impl AsFd) -> Result<(T, Vec<
     let received = loop {
         match recvmsg(&socket, &mut [IoSliceMut::new(&mut packet)], &mut control, RecvFlags::CMSG_CLOEXEC) {
             Err(rustix::io::Errno::INTR) => {}
-            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::CONNRESET) => {
-                return Err(SpawnerError::NoAnswer);
-            }
+            Err(rustix::io::Errno::CONNRESET) => return Err(SpawnerError::NoAnswer),
             other => break other.map_err(|error| SpawnerError::Channel(error.into()))?,
         }
     };
@@ -169,6 +171,12 @@ mod tests {
         send(&left, &failure("ä".repeat(100_000)), &[]).unwrap();
         let (Reply::Error(text), _) = receive::<Reply>(&right).unwrap() else { panic!("no error") };
         assert!(text.starts_with("ää") && text.ends_with("ä…"), "{}", text.len());
+    }
+
+    #[test]
+    fn who_waited_in_vain_hears_how_long() {
+        let late = SpawnerError::Timeout(Duration::from_millis(59_900));
+        assert_eq!(late.to_string(), "not made within 60 s");
     }
 
     #[test]

@@ -91,7 +91,7 @@ impl Spawner {
     ///
     /// # Errors
     ///
-    /// With the builder's own words when it fails, or when the spawner does not answer.
+    /// With the builder's own words when it fails, when it ends without any, or when it is not done by `deadline`.
     pub fn spawn(
         &self,
         request: &Request,
@@ -103,6 +103,7 @@ impl Spawner {
         send(&ours, request, fds)?;
         send(&self.socket, &(), &[theirs.as_fd()])?;
         drop(theirs);
+        let patience = deadline.saturating_duration_since(Instant::now());
         let mut console = None;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
@@ -110,7 +111,13 @@ impl Spawner {
             let left = left.max(Duration::from_millis(1));
             set_socket_timeout(&ours, Timeout::Recv, Some(left))
                 .map_err(|error| SpawnerError::Channel(error.into()))?;
-            match receive::<Reply>(&ours)? {
+            let reply = receive::<Reply>(&ours).map_err(|error| match error {
+                SpawnerError::Channel(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    SpawnerError::Timeout(patience)
+                }
+                other => other,
+            })?;
+            match reply {
                 (Reply::Console, fds) => console = fds.into_iter().next(),
                 (Reply::Pid(pid), _) => {
                     let pid = Pid::from_raw(pid).ok_or(SpawnerError::NoAnswer)?;
@@ -151,4 +158,26 @@ fn serve(socket: &OwnedFd) {
 
 fn set_name(name: &std::ffi::CStr) {
     let _ = rustix::thread::set_name(name);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_builder_that_ends_without_an_answer_is_told_from_one_that_takes_too_long() {
+        let (spawner, other) = Spawner::silent().unwrap();
+        let spawn = |patience| {
+            let deadline = Instant::now() + patience;
+            spawner.spawn(&Request::Pause, &[], deadline, |_| Ok(())).unwrap_err()
+        };
+        let late = spawn(Duration::from_millis(20));
+        assert!(matches!(late, SpawnerError::Timeout(_)), "{late}");
+        // As the spawner does when it cannot fork: it takes the builder's end of the socket and lets go of it.
+        let failing = std::thread::spawn(move || while receive::<()>(&other).is_ok() {});
+        let ended = spawn(Duration::from_secs(60));
+        assert!(matches!(ended, SpawnerError::NoAnswer), "{ended}");
+        drop(spawner);
+        failing.join().unwrap();
+    }
 }

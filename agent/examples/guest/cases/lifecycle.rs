@@ -1,5 +1,6 @@
 //! Starting, ending and their errors.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use ravelin_proto::agent as api;
@@ -8,6 +9,7 @@ use tokio::io::AsyncReadExt;
 use tonic::Code;
 
 use crate::container::{Container, sh, sleeper};
+use crate::held::Held;
 use crate::host::{Client, process, spec};
 
 pub async fn plain_run(client: Client) {
@@ -53,6 +55,21 @@ pub async fn errors(client: Client) {
     // Created, never started.
     let mut never = Container::create(&client, "bad", spec(&["true"])).await.unwrap();
     never.delete().await;
+}
+
+/// A start that waits for a file keeps no other call waiting.
+pub async fn start_held_up(client: Client) {
+    let mut container = Container::create(&client, "held", spec(&["echo", "started"])).await.unwrap();
+    let state = Held::at(Path::new(ravelin_agent::paths::RUNTIME).join("held/state.json"));
+    let starting = tokio::spawn({
+        let (mut client, name) = (client.clone(), container.name(""));
+        async move { client.start(name).await }
+    });
+    super::keeps_nobody(&client, &state).await;
+    state.let_read();
+    starting.await.unwrap().unwrap();
+    assert_eq!(container.streams.out().await, "started\n");
+    container.end().await;
 }
 
 /// A creation that its caller gave up leaves nothing, and who waits for its process is told.
@@ -144,6 +161,30 @@ pub async fn half_removed_layer(mut client: Client) {
     client.remove_extent(layer).await.unwrap();
     client.add_extent(layer_two()).await.unwrap();
     assert_eq!(sh(&client, "half", "cat /etc/top").await.1, "layer two\n");
+}
+
+/// A layer that could not be added is none, and its place is free for another.
+pub async fn refused_layer(mut client: Client) {
+    let second = api::RemoveExtentRequest { id: 2, disk: 0 };
+    client.remove_extent(second).await.unwrap();
+    let third =
+        |filesystem: &str| api::AddExtentRequest { id: 3, filesystem: filesystem.into(), ..layer_two() };
+    let run = || {
+        let cat = spec(&["cat", "/etc/top"]);
+        Container::create_with(&client, "third", cat, false, |request| request.layers = vec![3, 1])
+    };
+    let mut extents = client.clone();
+    for _ in 0..2 {
+        // The kernel has no XFS, and the agent does not try.
+        let refused = extents.add_extent(third("xfs")).await.unwrap_err();
+        assert!(refused.message().contains("cannot be mounted as \"xfs\""), "{refused}");
+        assert_eq!(run().await.err().unwrap().code(), Code::NotFound);
+        assert!(!Path::new("/dev/vda3").exists());
+    }
+    extents.add_extent(third("erofs")).await.unwrap();
+    assert_eq!(run().await.unwrap().finish().await.1, "layer two\n");
+    extents.remove_extent(api::RemoveExtentRequest { id: 3, disk: 0 }).await.unwrap();
+    extents.add_extent(layer_two()).await.unwrap();
 }
 
 pub async fn restart(mut client: Client) {

@@ -8,11 +8,13 @@ mod resources;
 mod stdio;
 mod volumes;
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use ravelin_proto::agent as api;
 use tonic::Code;
 
+use crate::held::Held;
 use crate::host::{Client, connect};
 
 /// Runs every case whose name contains `CASE`, each in a process of its own, ends with the closing line of Rust's
@@ -42,6 +44,7 @@ pub fn run() {
     }
     cases!(
         lifecycle::plain_run,
+        lifecycle::start_held_up,
         lifecycle::errors,
         lifecycle::signals,
         lifecycle::pause,
@@ -90,8 +93,10 @@ pub fn run() {
         resources::oom,
         resources::fork_bomb,
         resources::stats,
+        resources::no_more_threads,
         lifecycle::restart,
         lifecycle::half_removed_layer,
+        lifecycle::refused_layer,
     );
     println!(
         "test result: {}. {passed} passed; {failed} failed; 0 ignored; 0 measured; {filtered} filtered out; finished in {:.2}s",
@@ -121,16 +126,50 @@ fn in_child<F: Future<Output = ()>>(name: &str, case: impl FnOnce(Client) -> F) 
     status == 0
 }
 
+/// Waits until the agent waits for a file, and sees that it answers other calls all the same.
+async fn keeps_nobody(client: &Client, held: &Held) {
+    held.is_waited_for().await;
+    let mut client = client.clone();
+    let nobody = api::ProcessRequest { container_id: "nobody".into(), exec_id: String::new() };
+    let answer = tokio::time::timeout(Duration::from_secs(20), client.wait(nobody)).await;
+    assert_eq!(answer.expect("others are answered").unwrap_err().code(), Code::NotFound);
+}
+
 async fn set_up(mut client: Client) {
+    resources::a_thread_from_the_start(&client).await;
+    // The loopback interface stands for the pod's: it has an address of zeroes.
+    let interface = api::Interface { name: "lo".into(), mac: vec![0; 6].into(), ..Default::default() };
+    let metric = api::RouteMetric { congestion_control: "cubic".into(), ..Default::default() };
+    let route = api::Route {
+        family: 4,
+        destination: "203.0.113.0/24".into(),
+        device: "lo".into(),
+        metrics: vec![metric],
+        ..Default::default()
+    };
     let request = api::SetupSandboxRequest {
         protocol_version: ravelin_proto::PROTOCOL_VERSION,
         sandbox_id: "s".into(),
         hostname: "pod-1".into(),
         shared_pid_namespace: true,
         sysctls: [("net.ipv4.ip_unprivileged_port_start".to_owned(), "80".to_owned())].into(),
+        interfaces: vec![interface],
+        routes: vec![route],
         ..Default::default()
     };
-    let answer = client.setup_sandbox(request.clone()).await.unwrap().into_inner();
+    // The files that it opens on the way, in their order.
+    let files = ["ipv4/ip_unprivileged_port_start", "ipv6/conf/lo/accept_dad"];
+    let [sysctl, accept_dad] = files.map(|file| Held::at(Path::new("/proc/sys/net").join(file)));
+    let controls = Held::at("/proc/sys/net/ipv4/tcp_available_congestion_control");
+    let (mut other, copy) = (client.clone(), request.clone());
+    let setting_up = tokio::spawn(async move { other.setup_sandbox(copy).await });
+    for written in [sysctl, accept_dad] {
+        keeps_nobody(&client, &written).await;
+        written.let_write();
+    }
+    keeps_nobody(&client, &controls).await;
+    controls.let_read();
+    let answer = setting_up.await.unwrap().unwrap().into_inner();
     println!("guest kernel {}", answer.kernel_release);
     assert_eq!(client.setup_sandbox(request).await.unwrap_err().code(), Code::FailedPrecondition);
     for (id, offset) in [(1, 0), (2, 64 << 20)] {

@@ -1,9 +1,11 @@
 //! Limits and counters.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use ravelin_proto::agent as api;
 use serde_json::json;
+use tonic::Code;
 
 use crate::container::{Container, sh, sleeper};
 use crate::host::{Client, process, spec};
@@ -82,6 +84,43 @@ pub async fn fork_bomb(client: Client) {
     container.delete().await;
     println!("        gone in {:?}", begin.elapsed());
     assert_eq!(sh(&client, "after", "exit 0").await.0, 0);
+}
+
+/// Lets the agent have no more threads and processes than it has, or as many as it wants again.
+fn agent_processes(most: &str) {
+    std::fs::write(Path::new(ravelin_agent::paths::AGENT_CGROUP).join("pids.max"), most).unwrap();
+}
+
+/// The first call that needs a thread is answered although none can be made.
+pub async fn a_thread_from_the_start(client: &Client) {
+    agent_processes("1");
+    let nothing = api::ReadVolumeRequest { volume: "none".into(), ..Default::default() };
+    let answer = client.clone().read_volume(nothing).await;
+    agent_processes("max");
+    assert_eq!(answer.unwrap_err().code(), Code::NotFound);
+}
+
+/// When there are no more threads to be had, the agent works with those that it has.
+pub async fn no_more_threads(client: Client) {
+    let mut container = sleeper(&client, "thr").await;
+    container.kill("", 9, true).await.unwrap();
+    container.wait("").await;
+    // Longer than the ten seconds after which tokio ends a thread without work, unless it is told otherwise.
+    tokio::time::sleep(Duration::from_secs(11)).await;
+    agent_processes("1");
+    let counts = futures_util::future::join_all((0..40).map(|_| {
+        let mut client = client.clone();
+        async move { client.stats(api::ContainerRequest { container_id: "thr".into() }).await }
+    }))
+    .await;
+    let name = container.name("");
+    let deleted = container.client.delete(name).await;
+    agent_processes("max");
+    for count in counts {
+        count.unwrap();
+    }
+    deleted.unwrap();
+    assert_eq!(sh(&client, "thr", "echo on").await.1, "on\n");
 }
 
 pub async fn stats(client: Client) {

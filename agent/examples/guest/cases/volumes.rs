@@ -131,6 +131,23 @@ pub async fn subpaths(mut client: Client) {
     .unwrap();
     let (status, out, err) = container.finish().await;
     assert_eq!((status, out.as_str()), (0, "inner1\n"), "{err}");
+    // What the kubelet makes of a subPath has the mode of its volume, which it makes with 0777.
+    let binds = with_binds(spec(&["sh", "-c", "cd /whole; stat -c %a a a/b"]), &["/deep", "/whole"]);
+    let plain = |spec_index, sub_path: &str| {
+        let dir = api::EmptyDir {
+            name: "plain".into(),
+            mode: 0o777,
+            sub_path: sub_path.into(),
+            ..Default::default()
+        };
+        api::MountSource { spec_index, source: Some(api::mount_source::Source::EmptyDir(dir)) }
+    };
+    let container = Container::create_with(&client, "sub", binds, false, |request| {
+        request.mounts = vec![plain(6, "a/b"), plain(7, "")];
+    })
+    .await
+    .unwrap();
+    assert_eq!(container.finish().await.1, "777\n777\n");
     // A link a container left leads to the volume's own "etc", which does not exist, not to the guest's.
     let again = with_binds(spec(&["sh", "-c", "ls -A /deep | wc -l"]), &["/deep"]);
     let container = Container::create_with(&client, "sub", again, false, |request| {
