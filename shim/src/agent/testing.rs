@@ -29,6 +29,7 @@ pub struct Fake(Arc<Inner>);
 struct Inner {
     may_start: watch::Sender<bool>,
     updates: Mutex<Vec<UpdateRequest>>,
+    timed: Mutex<Vec<&'static str>>,
     /// Streams into the guest: they stay open as long as the agent is there.
     streams: Mutex<Vec<UnixStream>>,
 }
@@ -59,6 +60,17 @@ impl Fake {
         self.0.may_start.send_replace(true);
     }
 
+    /// The calls that said how long their caller waits.
+    pub fn timed(&self) -> Vec<&'static str> {
+        lock(&self.0.timed).clone()
+    }
+
+    fn note<T>(&self, call: &'static str, request: &Request<T>) {
+        if request.metadata().contains_key("grpc-timeout") {
+            lock(&self.0.timed).push(call);
+        }
+    }
+
     /// The limits that containers were given, the last ones last.
     pub fn updates(&self) -> Vec<UpdateRequest> {
         lock(&self.0.updates).clone()
@@ -82,7 +94,6 @@ fake! {
     add_extent: AddExtentRequest => Empty,
     remove_extent: RemoveExtentRequest => Empty,
     create_container: CreateContainerRequest => CreateResponse,
-    exec: ExecRequest => Empty,
     kill: KillRequest => Empty,
     delete: ProcessRequest => DeleteResponse,
     resize_tty: ResizeTtyRequest => Empty,
@@ -99,7 +110,13 @@ fake! {
     {
         type EventsStream = Events;
 
-        async fn start(&self, _: Request<ProcessRequest>) -> Result<Response<StartResponse>, Status> {
+        async fn exec(&self, request: Request<ExecRequest>) -> Result<Response<Empty>, Status> {
+            self.note("exec", &request);
+            Ok(Response::new(Empty {}))
+        }
+
+        async fn start(&self, request: Request<ProcessRequest>) -> Result<Response<StartResponse>, Status> {
+            self.note("start", &request);
             let _ = self.0.may_start.subscribe().wait_for(|may| *may).await;
             Ok(Response::new(StartResponse::default()))
         }

@@ -68,6 +68,17 @@ async fn a_container_that_ends_while_it_is_started_has_started_before_it_ended()
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_guest_is_told_how_long_the_caller_of_an_exec_waits() {
+    let fake = Fake::default();
+    let pod = Arc::new(pod_of(&fake).await);
+    let (container, sandbox) = (container(&pod, Io::default(), Asked::default()), sandbox(&pod, SIZE));
+    let exec = Arc::new(Exec::new("e".to_owned(), Vec::new(), Paths::default()));
+    fake.let_start();
+    exec.start(&container, &sandbox, &Publisher::start(None, "k8s.io")).await.unwrap();
+    assert_eq!(fake.timed(), ["exec", "start"]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_counters_of_a_silent_guest_are_the_last_ones_and_given_at_once() {
     let pod = Arc::new(silent_pod().await);
     let container = container(&pod, Io::default(), Asked::default());
