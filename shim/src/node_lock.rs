@@ -199,9 +199,12 @@ mod tests {
                 drop(turn);
             }));
             // It stands in the queue before the next one comes.
-            while listed(dir.path()) == before {
-                tokio::time::sleep(Duration::from_millis(1)).await;
-            }
+            let in_the_queue = async {
+                while listed(dir.path()) == before {
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+            };
+            tokio::time::timeout(LONG, in_the_queue).await.expect("it queues");
         }
         drop(first);
         for waiter in waiting {

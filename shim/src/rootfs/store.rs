@@ -302,7 +302,9 @@ mod tests {
         let _held = hold(&layers, &identity);
         let (kind, options) = ("bind".to_owned(), vec!["ro".to_owned()]);
         let mount = RootfsMount { kind, source: identity.path.to_str().unwrap().to_owned(), options };
-        let error = LayerStore::new(layers, SOON).prepare(&[mount]).await.unwrap_err();
+        let (store, mounts) = (LayerStore::new(layers, SOON), [mount]);
+        let prepared = tokio::time::timeout(Duration::from_secs(30), store.prepare(&mounts)).await;
+        let error = prepared.expect("it does not wait").unwrap_err();
         assert!(matches!(&error, RootfsError::TooLong { patience: SOON, .. }), "{error}");
         error.to_string()
     }
