@@ -1,5 +1,8 @@
 //! The agent in the guest, as a client sees it: every call has a deadline and ends when the machine does.
 
+#[cfg(test)]
+pub(crate) mod testing;
+
 use std::future::Future;
 use std::io;
 use std::sync::{Arc, Mutex};
@@ -263,4 +266,20 @@ fn client(machine: &Machine, first: Option<UnixStream>) -> AgentClient<Channel> 
     AgentClient::new(channel)
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_MESSAGE_BYTES)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::machine::testing;
+
+    #[tokio::test]
+    async fn a_message_carries_the_time_that_its_call_has() {
+        let (machine, control) = testing::machine();
+        testing::connect_to_nobody(control);
+        let soon = Duration::from_secs(10);
+        let agent = Agent::connect(&machine, soon, Duration::from_millis(70_500)).await.unwrap();
+        let request = agent.request(());
+        assert_eq!(request.metadata().get("grpc-timeout").unwrap(), "70500000u");
+    }
 }

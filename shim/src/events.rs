@@ -83,6 +83,12 @@ impl Publisher {
         self.queue.filled.notify_one();
     }
 
+    /// The topics of the events that containerd has not taken yet.
+    #[cfg(test)]
+    pub(crate) fn queued(&self) -> Vec<String> {
+        self.queue.lock().iter().map(|event| event.topic.clone()).collect()
+    }
+
     /// Waits until every event is sent, or `patience` is over.
     pub async fn flush(&self, patience: Duration) {
         let empty = async {

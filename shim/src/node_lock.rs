@@ -141,11 +141,16 @@ fn set(file: &File, name: &str, command: libc::c_int) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::MetadataExt;
+    use std::sync::{Arc, Mutex};
+
     use super::*;
+    use crate::sync::lock;
 
     const SOON: Duration = Duration::from_millis(50);
     // A program that another test is just starting may hold a copy of a descriptor for a moment.
     const LATER: Duration = Duration::from_secs(10);
+    const LONG: Duration = Duration::from_secs(60);
 
     #[test]
     fn a_lock_has_one_holder_and_others_wait_no_longer_than_they_want_to() {
@@ -171,5 +176,40 @@ mod tests {
         assert!(!fourth.is_finished());
         drop(first);
         fourth.await.unwrap().unwrap();
+    }
+
+    /// How many locks there are on the directory's file, and who waits for them.
+    fn listed(directory: &Path) -> usize {
+        let inode = format!(":{} ", fs::metadata(directory.join("lock")).unwrap().ino());
+        fs::read_to_string("/proc/locks").unwrap().lines().filter(|line| line.contains(&inode)).count()
+    }
+
+    #[tokio::test]
+    async fn places_are_given_in_the_order_in_which_they_were_asked_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = take_turn(dir.path(), "start", 1, LATER).await.unwrap();
+        let order = Arc::new(Mutex::new(Vec::new()));
+        let mut waiting = Vec::new();
+        for number in 0..4 {
+            let (path, order) = (dir.path().to_owned(), Arc::clone(&order));
+            let before = listed(dir.path());
+            waiting.push(tokio::spawn(async move {
+                let turn = take_turn(&path, "start", 1, LONG).await.unwrap();
+                lock(&order).push(number);
+                drop(turn);
+            }));
+            // It stands in the queue before the next one comes.
+            let in_the_queue = async {
+                while listed(dir.path()) == before {
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+            };
+            tokio::time::timeout(LONG, in_the_queue).await.expect("it queues");
+        }
+        drop(first);
+        for waiter in waiting {
+            waiter.await.unwrap();
+        }
+        assert_eq!(*lock(&order), [0, 1, 2, 3]);
     }
 }

@@ -4,10 +4,12 @@ use std::collections::VecDeque;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::event::{EventfdFlags, Timespec, eventfd};
+
+use crate::sync::lock;
 
 /// An eventfd(2): a descriptor that is readable from when it is signalled until it is cleared. Non-blocking.
 #[derive(Debug)]
@@ -68,14 +70,14 @@ impl<T> Mailbox<T> {
 
     /// Leaves a message.
     pub fn send(&self, message: T) {
-        self.messages.lock().unwrap_or_else(PoisonError::into_inner).push_back(message);
+        lock(&self.messages).push_back(message);
         self.event.signal();
     }
 
     /// Takes all messages.
     pub fn receive(&self) -> VecDeque<T> {
         self.event.clear();
-        std::mem::take(&mut *self.messages.lock().unwrap_or_else(PoisonError::into_inner))
+        std::mem::take(&mut *lock(&self.messages))
     }
 }
 

@@ -10,4 +10,5 @@ pub mod jail;
 pub mod log;
 pub mod machine;
 pub mod server;
+mod sync;
 pub mod virtio;

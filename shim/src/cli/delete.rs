@@ -29,24 +29,29 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
     let until = Instant::now() + DEADLINE;
     check(args)?;
     let bundle = if args.bundle.is_empty() { PathBuf::from(".") } else { PathBuf::from(&args.bundle) };
-    let directory = StateDir::new(Path::new(state::ROOT), &args.id);
     let mut pid = 0;
     // A container leaves nothing of its own on the host. Without a spec to tell, the state does.
     let is_container =
         spec::load(&bundle).is_ok_and(|spec| matches!(spec::kind(&spec), Ok(Kind::Container { .. })));
-    if !is_container
-        && let Some(state) = directory.load().map_err(CliError::system("read the pod's state"))?
-    {
-        pid = state.machine.map_or(0, |machine| machine.pid);
-        // What is not done is kept in mind: the state stays, and its user id is nobody else's.
-        clean(&state, until)?;
-        directory.remove().map_err(CliError::system("remove the pod's state"))?;
+    if !is_container {
+        pid = remove(&StateDir::new(Path::new(state::ROOT), &args.id), until)?;
     }
     let mut response = DeleteResponse::new();
     response.pid = pid;
     response.exit_status = KILLED;
     response.exited_at = MessageField::some(timestamp(SystemTime::now()));
     print(&response.write_to_bytes().map_err(CliError::Encode)?)
+}
+
+/// Removes what is left of a pod, and its state last. Gives the machine's pid, 0 if nothing tells it.
+fn remove(directory: &StateDir, until: Instant) -> Result<u32, CliError> {
+    let Some(state) = directory.load().map_err(CliError::system("read the pod's state"))? else {
+        return Ok(0);
+    };
+    // What is not done is kept in mind: the state stays, and its user id is nobody else's.
+    clean(&state, until)?;
+    directory.remove().map_err(CliError::system("remove the pod's state"))?;
+    Ok(state.machine.map_or(0, |machine| machine.pid))
 }
 
 fn clean(state: &State, until: Instant) -> Result<(), CliError> {
@@ -78,5 +83,27 @@ fn end(shim: ProcessRef) {
     };
     if !gone() && matches!(machine::kill_recorded(shim.pid, shim.start_time), Ok(true)) {
         gone();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_state_of_a_pod_of_which_something_stays_is_kept() {
+        let root = tempfile::tempdir().unwrap();
+        let directory = StateDir::new(root.path(), "abc");
+        let until = Instant::now() + DEADLINE;
+        assert_eq!(remove(&directory, until).unwrap(), 0);
+        // A cgroup that cannot be removed, because no cgroup can have such a path.
+        let machine = Some(ProcessRef { pid: 1, start_time: 0 });
+        let state = State { machine, cgroups_path: Some("/a/../b".to_owned()), ..State::default() };
+        directory.save(&state).unwrap();
+        remove(&directory, until).unwrap_err();
+        assert_eq!(directory.load().unwrap(), Some(state));
+        directory.save(&State { machine, ..State::default() }).unwrap();
+        assert_eq!(remove(&directory, until).unwrap(), 1);
+        assert!(!directory.path().exists());
     }
 }

@@ -18,8 +18,6 @@ use crate::logging;
 use crate::service::Service;
 use crate::state::{self, ProcessRef, State, StateDir};
 
-/// How long a shim without any task waits for one.
-const IDLE: Duration = Duration::from_secs(60);
 /// Time the last events have to reach containerd.
 const FLUSH: Duration = Duration::from_secs(2);
 /// Time containerd has to read the last answer.
@@ -110,7 +108,7 @@ async fn serve(args: &Args, listener: OwnedFd, socket: &Path) -> Result<(), CliE
 
     tokio::select! {
         () = service.ended.notified() => {}
-        () = idle(&service) => tracing::warn!("nobody wants anything of the shim: it ends"),
+        () = service.idle() => tracing::warn!("nobody wants anything of the shim: it ends"),
         () = async { tokio::select! { _ = terminate.recv() => {} _ = interrupt.recv() => {} } } => {
             tracing::warn!(sandbox = args.id, "the shim is told to end: it ends the pod");
             service.node_goes_down().await;
@@ -123,17 +121,4 @@ async fn serve(args: &Args, listener: OwnedFd, socket: &Path) -> Result<(), CliE
         tracing::warn!("cannot remove the pod's state: {error}");
     }
     Ok(())
-}
-
-/// Ends when there has been no task for a while: containerd died between two calls.
-async fn idle(service: &Service) {
-    let mut idle_before = false;
-    loop {
-        tokio::time::sleep(IDLE).await;
-        let idle = service.is_idle();
-        if idle && idle_before {
-            return;
-        }
-        idle_before = idle;
-    }
 }

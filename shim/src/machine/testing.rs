@@ -1,13 +1,19 @@
 //! A machine for tests: a process that sleeps, and a control socket whose other end the test has.
 
+use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
+use std::sync::Arc;
 
-use ravelin_vmm::control::{Answer, Command, Message, Request, transport};
+use ravelin_vmm::control::transport::{self, TransportError};
+use ravelin_vmm::control::{Answer, Command, Message, Request};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::net::UnixStream;
+use tokio::sync::mpsc;
 
 use super::client::Client;
 use super::{Inner, Machine, SpawnConfig, spawn};
-use std::sync::Arc;
 
 /// The machine and its own end of the control socket.
 pub fn machine() -> (Machine, OwnedFd) {
@@ -40,16 +46,43 @@ pub fn machine() -> (Machine, OwnedFd) {
     )
 }
 
-/// Answers every `connect` with a connection to nobody, and nothing else, in a thread.
+/// Answers every `connect` and nothing else. Gives the guest's ends of the connections, with their ports.
+///
+/// In a task and not in a thread, so that a paused clock does not run on while an answer is on its way.
+pub fn connections(control: OwnedFd) -> mpsc::UnboundedReceiver<(u32, UnixStream)> {
+    let (sender, receiver) = mpsc::unbounded_channel();
+    rustix::io::ioctl_fionbio(&control, true).unwrap();
+    // SAFETY: an OwnedFd stays open, and the same, as long as the AsyncFd owns it.
+    let control = unsafe { AsyncFd::register(control) }.unwrap();
+    tokio::spawn(async move {
+        let next = |control: &OwnedFd| match transport::recv::<Request>(control) {
+            Err(TransportError::Socket(error)) => Err(error),
+            other => Ok(other.unwrap()),
+        };
+        while let Ok(Some(mut packet)) = control.async_io(Interest::READABLE, next).await {
+            let Command::Connect { port, .. } = packet.message.command else { continue };
+            let stream = packet.fds.pop().and_then(|fd| stream(fd).ok()).unwrap();
+            let _ = sender.send((port, stream));
+            let reply = Message::Reply { id: packet.message.id, result: Ok(Answer::Done) };
+            transport::send(control.get_ref(), &reply, &[]).unwrap();
+        }
+    });
+    receiver
+}
+
+fn stream(fd: OwnedFd) -> io::Result<UnixStream> {
+    let stream = std::os::unix::net::UnixStream::from(fd);
+    stream.set_nonblocking(true)?;
+    UnixStream::from_std(stream)
+}
+
+/// Answers every `connect` with a connection to nobody.
 pub fn connect_to_nobody(control: OwnedFd) {
-    std::thread::spawn(move || {
+    let mut connections = connections(control);
+    tokio::spawn(async move {
         let mut held = Vec::new();
-        while let Ok(Some(mut packet)) = transport::recv::<Request>(&control) {
-            if let Command::Connect { .. } = packet.message.command {
-                held.append(&mut packet.fds);
-                let reply = Message::Reply { id: packet.message.id, result: Ok(Answer::Done) };
-                transport::send(&control, &reply, &[]).unwrap();
-            }
+        while let Some(connection) = connections.recv().await {
+            held.push(connection);
         }
     });
 }

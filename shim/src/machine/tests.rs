@@ -4,11 +4,11 @@ use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
 use ravelin_vmm::control::transport;
-use ravelin_vmm::control::{Answer, Command, ExitReason, Message, Request};
+use ravelin_vmm::control::{Answer, Command, ExitReason, MachineConfig, Message, Request};
 use tokio::sync::watch;
 
 use super::client::Client;
-use super::{Exit, Machine, MachineError, SpawnConfig, kill_recorded, log, spawn};
+use super::{BootFds, Exit, Machine, MachineError, SpawnConfig, kill_recorded, log, spawn, testing};
 
 fn client() -> (Client, OwnedFd, watch::Sender<Option<Exit>>) {
     let (ours, theirs) = transport::pair().unwrap();
@@ -88,6 +88,34 @@ async fn nonsense_packets_do_not_disturb_a_request() {
         transport::send(socket, &reply(requests[0].id), &[]).unwrap();
     });
     assert_eq!(client.request("pause", Command::Pause, &[], SOON).await.unwrap(), Answer::Done);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_machine_has_the_time_to_boot_that_it_was_given() {
+    let (machine, _control) = testing::machine();
+    let null = || OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
+    let fds = BootFds {
+        kvm: null(),
+        kernel: null(),
+        initramfs: null(),
+        scratch: null(),
+        taps: Vec::new(),
+        console: None,
+    };
+    let shape = MachineConfig {
+        vcpus: 1,
+        memory_mib: 512,
+        balloon_mib: 0,
+        mac: [2, 0, 0, 0, 0, 1],
+        mtu: 1500,
+        tap_queues: 0,
+        console: false,
+        extra_cmdline: String::new(),
+    };
+    let began = tokio::time::Instant::now();
+    let error = machine.boot(shape, fds, Duration::from_secs(7)).await.unwrap_err();
+    assert_eq!(error.to_string(), "the machine did not answer its `boot` request within 7 s");
+    assert_eq!(began.elapsed().as_secs(), 7);
 }
 
 fn program(dir: &tempfile::TempDir, script: &str) -> SpawnConfig {

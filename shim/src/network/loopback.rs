@@ -35,6 +35,16 @@ impl Loopback {
         Ok(Self { listener, _link: link })
     }
 
+    /// A listener at an address of its own, which takes no privileges to make.
+    #[cfg(test)]
+    pub(crate) fn plain() -> (Self, SocketAddr) {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let address = listener.local_addr().unwrap();
+        let nothing = File::open("/dev/null").unwrap();
+        (Self { listener, _link: nothing.into() }, address)
+    }
+
     /// Calls `take` with every connection and the port it was made to, for ever.
     ///
     /// # Errors

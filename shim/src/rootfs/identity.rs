@@ -29,14 +29,20 @@ pub(super) fn identify(directory: &Path) -> Result<Identity, RootfsError> {
     let path = directory.canonicalize().map_err(failed)?;
     let file = File::open(&path).map_err(failed)?;
     let system = fstatfs(&file).map_err(|errno| failed(errno.into()))?;
+    judge(directory, system.f_type)?;
+    of(path, &file).map_err(failed)
+}
+
+/// Refuses a directory for the type of its file system (statfs(2)).
+fn judge(directory: &Path, file_system: i64) -> Result<(), RootfsError> {
     // Its content comes when it is read: an image of it would fetch all that the snapshotter is there to leave where it is.
-    if system.f_type == FUSE {
+    if file_system == FUSE {
         return Err(RootfsError::NotSupported(format!(
             "a layer that a remote snapshotter serves through FUSE ({}); use the overlayfs or native snapshotter",
             directory.display()
         )));
     }
-    of(path, &file).map_err(failed)
+    Ok(())
 }
 
 fn of(path: PathBuf, file: &File) -> io::Result<Identity> {
@@ -64,4 +70,21 @@ pub(super) fn hex<'a>(bytes: impl Iterator<Item = &'a u8>) -> String {
         let _ = write!(text, "{byte:02x}");
         text
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_layer_on_fuse_is_refused() {
+        let layer = Path::new("/s/1/fs");
+        let error = judge(layer, 0x6573_5546).unwrap_err().to_string();
+        let words = "not supported yet: a layer that a remote snapshotter serves through FUSE (/s/1/fs)";
+        assert!(error.starts_with(words), "{error}");
+        // ext4, XFS, overlayfs, EROFS.
+        for other in [0xef53, 0x5846_5342, 0x794c_7630, 0xe0f5_e1e2] {
+            judge(layer, other).unwrap();
+        }
+    }
 }

@@ -285,3 +285,46 @@ fn uuid(key: &str) -> String {
     let part = |from: usize, to: usize| key.get(from..to).unwrap_or("0000");
     format!("{}-{}-{}-{}-{}", part(0, 8), part(8, 12), part(12, 16), part(16, 20), part(20, 32))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SOON: Duration = Duration::from_millis(50);
+
+    /// Takes the locks that `hold` gives, and tells what a container hears whose image would have to be made meanwhile.
+    async fn while_held(hold: impl FnOnce(&Path, &Identity) -> Vec<NodeLock>) -> String {
+        let dir = tempfile::tempdir().unwrap();
+        let (source, layers) = (dir.path().join("source"), dir.path().join("layers"));
+        fs::create_dir(&source).unwrap();
+        fs::create_dir(&layers).unwrap();
+        let identity = identity::identify(&source).unwrap();
+        let _held = hold(&layers, &identity);
+        let (kind, options) = ("bind".to_owned(), vec!["ro".to_owned()]);
+        let mount = RootfsMount { kind, source: identity.path.to_str().unwrap().to_owned(), options };
+        let (store, mounts) = (LayerStore::new(layers, SOON), [mount]);
+        let prepared = tokio::time::timeout(Duration::from_secs(30), store.prepare(&mounts)).await;
+        let error = prepared.expect("it does not wait").unwrap_err();
+        assert!(matches!(&error, RootfsError::TooLong { patience: SOON, .. }), "{error}");
+        error.to_string()
+    }
+
+    #[tokio::test]
+    async fn an_image_that_somebody_else_makes_for_too_long_is_not_waited_for() {
+        let words = while_held(|layers, identity| {
+            vec![node_lock::acquire(layers, &identity.key, Duration::ZERO).unwrap()]
+        });
+        let words = words.await;
+        assert!(words.starts_with("the wait for another pod that makes the layer image of /"), "{words}");
+    }
+
+    #[tokio::test]
+    async fn no_more_images_are_made_at_a_time_than_the_node_has_places_for() {
+        let words = while_held(|layers, _| {
+            let place = |_| node_lock::acquire_any(layers, "build", at_once(), Duration::ZERO).unwrap();
+            (0..at_once()).map(place).collect()
+        });
+        let words = words.await;
+        assert!(words.starts_with("the wait for other pods' layer images before that of /"), "{words}");
+    }
+}

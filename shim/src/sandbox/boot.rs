@@ -276,3 +276,23 @@ fn log_counters(sandbox: &str, metrics: &Metrics) {
         "the machine's counters"
     );
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn who_waits_too_long_for_a_turn_hears_of_the_queue() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut config = Config::default();
+        config.storage.directory = dir.path().to_owned();
+        config.vmm.starts = 1;
+        let first = turn(&config).await.unwrap();
+        config.timeouts.queue_seconds = 1;
+        let second = turn(&config).await.unwrap_err();
+        assert!(matches!(second, BootError::Queue { seconds: 1, places: 1 }), "{second}");
+        config.timeouts.queue_seconds = 60;
+        drop(first);
+        turn(&config).await.unwrap();
+    }
+}

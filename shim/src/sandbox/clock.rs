@@ -49,11 +49,16 @@ async fn tell(agent: &Agent, supervisor: &Supervisor) -> io::Result<()> {
         }
         // Takes the news that the timer has: that its time has come, or (as an error) that the clock was set.
         let _ = rustix::io::read(timer.get_ref(), &mut [0_u8; 8]);
-        match agent.tell_time(agent.deadline()).await {
-            Ok(_) => {}
-            Err(AgentError::Timeout { .. }) => supervisor.missed(agent),
-            Err(error) => tracing::warn!("{}", chain(&error)),
-        }
+        beat(agent, supervisor).await;
+    }
+}
+
+/// One beat of the heart.
+async fn beat(agent: &Agent, supervisor: &Supervisor) {
+    match agent.tell_time(agent.deadline()).await {
+        Ok(()) => {}
+        Err(AgentError::Timeout { .. }) => supervisor.missed(agent),
+        Err(error) => tracing::warn!("{}", chain(&error)),
     }
 }
 
@@ -65,4 +70,18 @@ fn set(timer: &OwnedFd) -> Result<(), Errno> {
         Timespec { tv_sec: at.as_secs().try_into().unwrap_or(i64::MAX), tv_nsec: at.subsec_nanos().into() };
     let once = Itimerspec { it_interval: Timespec::default(), it_value: at };
     timerfd_settime(timer, TimerfdTimerFlags::ABSTIME | TimerfdTimerFlags::CANCEL_ON_SET, &once).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sandbox::testing::silent_pod;
+
+    #[tokio::test(start_paused = true)]
+    async fn the_supervisor_hears_of_a_beat_that_is_missed() {
+        let pod = silent_pod().await;
+        assert!(pod.supervisor.expects_answers());
+        beat(&pod.agent, &pod.supervisor).await;
+        assert!(!pod.supervisor.expects_answers());
+    }
 }

@@ -10,6 +10,8 @@ mod port_forward;
 mod request;
 mod resize;
 pub mod supervisor;
+#[cfg(test)]
+pub(crate) mod testing;
 mod tunables;
 mod uid;
 

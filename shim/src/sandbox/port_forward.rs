@@ -21,8 +21,12 @@ const DESCRIPTORS_FOR_ONE: u64 = 4;
 
 /// Serves the pod's loopback address until its machine ends.
 pub(super) async fn serve(pod: Arc<Pod>, loopback: Loopback) {
-    let machine = pod.agent.machine().clone();
     let most = most(rustix::process::getrlimit(Resource::Nofile).current);
+    serve_at_most(most, pod, loopback).await;
+}
+
+async fn serve_at_most(most: usize, pod: Arc<Pod>, loopback: Loopback) {
+    let machine = pod.agent.machine().clone();
     let places = Arc::new(Semaphore::new(most));
     let served = loopback.serve(|stream, port| {
         let (pod, places) = (Arc::clone(&pod), Arc::clone(&places));
@@ -91,7 +95,33 @@ async fn connect(pod: &Pod, port: u16) -> Result<UnixStream, TaskError> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::ErrorKind;
+    use std::time::Duration;
+
+    use tokio::io::AsyncReadExt;
+
     use super::*;
+    use crate::sandbox::testing::silent_pod;
+
+    #[tokio::test]
+    async fn one_connection_too_many_is_reset_and_waits_for_nothing() {
+        let pod = Arc::new(silent_pod().await);
+        let (loopback, address) = Loopback::plain();
+        let serving = tokio::spawn(serve_at_most(2, pod, loopback));
+        let mut connections = Vec::new();
+        for _ in 0..3 {
+            connections.push(TcpStream::connect(address).await.unwrap());
+        }
+        // The first ones wait for the guest, which is silent.
+        let read = async { connections.pop().unwrap().read(&mut [0]).await };
+        let read = tokio::time::timeout(Duration::from_secs(20), read).await.expect("it hangs");
+        assert_eq!(read.unwrap_err().kind(), ErrorKind::ConnectionReset);
+        for connection in &connections {
+            let waits = connection.try_read(&mut [0]).unwrap_err();
+            assert_eq!(waits.kind(), ErrorKind::WouldBlock);
+        }
+        serving.abort();
+    }
 
     #[test]
     fn connections_leave_descriptors_and_streams_for_others() {

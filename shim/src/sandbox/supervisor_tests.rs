@@ -1,13 +1,9 @@
-use std::collections::HashMap;
 use std::time::Instant;
 
-use ravelin_policy::Size;
-
 use super::*;
-use crate::config::Config;
 use crate::machine::testing;
-use crate::sandbox::plan::Plan;
-use crate::sandbox::{KILLED, LOST, Pod};
+use crate::sandbox::testing::silent_pod;
+use crate::sandbox::{KILLED, LOST};
 use crate::task::{Removal, signal};
 
 const ASKED: &str = "it was asked to";
@@ -40,27 +36,6 @@ async fn a_machine_that_hangs_up_and_lives_on_is_killed() {
     let ended = tokio::time::timeout(Duration::from_secs(20), supervisor.oversee(&machine, || None)).await;
     assert_eq!(ended, Ok(Exit::Signal(9)));
     assert_eq!(supervisor.ordered().map(|order| order.status), Some(LOST));
-}
-
-/// A pod whose machine runs and whose agent takes connections and never says a word.
-async fn silent_pod() -> Pod {
-    let (machine, control) = testing::machine();
-    testing::connect_to_nobody(control);
-    let agent = Agent::connect(&machine, Duration::from_secs(10), Duration::from_secs(60)).await.unwrap();
-    let plan = Plan {
-        sandbox_id: "s".into(),
-        pod_uid: String::new(),
-        hostname: "s".into(),
-        netns: "/nowhere".into(),
-        cgroups_path: "/nowhere".into(),
-        sysctls: HashMap::new(),
-        size: Size { vcpus: 1, memory_mib: 512, cpu_millis: 1000 },
-        headroom_mib: 0,
-        cpu_shares: None,
-        host_ipc: false,
-        files: None,
-    };
-    Pod::new(&plan, &Config::default(), agent, Supervisor::new("s"))
 }
 
 #[tokio::test]

@@ -6,13 +6,16 @@
 
 mod convert;
 mod create;
+mod ending;
 mod handlers;
 mod making;
 mod sandbox_api;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use containerd_shim_protos::events::task::{TaskDelete, TaskExecAdded};
@@ -26,7 +29,6 @@ use crate::config::Config;
 use crate::error::{TaskError, chain};
 use crate::events::{Publisher, timestamp};
 use crate::process::{Exit, Phase};
-use crate::sandbox::supervisor::deadline;
 use crate::sandbox::{Api, Asked, KILLED, Sandbox};
 use crate::state::{State, StateDir};
 use crate::sync::lock;
@@ -135,24 +137,6 @@ impl Service {
             all.insert(name.to_owned(), nothing);
         }
         all
-    }
-
-    /// Whether there is nothing to serve.
-    fn is_empty(&self) -> bool {
-        let tasks = self.tasks();
-        matches!(tasks.sandbox, Entry::Empty) && tasks.containers.is_empty()
-    }
-
-    /// Whether nothing lives: what is left of containers whose sandbox was deleted before them has no machine any more.
-    #[must_use]
-    pub fn is_idle(&self) -> bool {
-        let tasks = self.tasks();
-        let dead = |entry: &Entry<Container>| match entry {
-            Entry::Ready(container) => container.life().exit().is_some(),
-            Entry::Empty => true,
-            Entry::Making(_) => false,
-        };
-        matches!(tasks.sandbox, Entry::Empty) && tasks.containers.values().all(dead)
     }
 
     /// What is being made under this id.
@@ -299,16 +283,23 @@ impl Service {
             let _ = sandbox.give_memory(others.plus(had), &self.config).await;
         }
         updated?;
-        sandbox.give_cpu_time(all)?;
-        if less && let Err(error) = sandbox.give_memory(all, &self.config).await {
+        let mut given = sandbox.give_cpu_time(all);
+        if less && given.is_ok() {
+            given = sandbox.give_memory(all, &self.config).await;
+        }
+        if given.is_err() {
             // Nothing of a resize that fails shall last.
-            let back = container.update(had.as_limits(), had).await;
-            if let Err(error) = back.and_then(|()| sandbox.give_cpu_time(others.plus(had))) {
+            let before = others.plus(had);
+            let mut back = container.update(had.as_limits(), had).await;
+            back = back.and(sandbox.give_cpu_time(before));
+            if more {
+                back = back.and(sandbox.give_memory(before, &self.config).await);
+            }
+            if let Err(error) = back {
                 tracing::warn!(container = container.id, "the limits before the resize: {}", chain(&error));
             }
-            return Err(error);
         }
-        Ok(())
+        given
     }
 
     /// Gives a guest that was given other memory than it was born with what its containers may use by now.
@@ -342,67 +333,5 @@ impl Service {
         container.add_exec(exec)?;
         self.publisher.publish(&event);
         Ok(())
-    }
-
-    /// containerd is done with the shim; it ends unless other tasks live, and when what is on its way out is gone.
-    fn shutdown(&self) {
-        let making = {
-            let tasks = self.tasks();
-            matches!(tasks.sandbox, Entry::Making(_))
-                || tasks.containers.values().any(|entry| matches!(entry, Entry::Making(_)))
-        };
-        self.goodbye.store(making, Ordering::Release);
-        if self.is_empty() {
-            self.ended.notify_one();
-        }
-    }
-
-    /// Ends the shim if containerd has said goodbye and what it waited for was the last.
-    fn end_after_goodbye(&self) {
-        if self.goodbye.load(Ordering::Acquire) && self.is_empty() {
-            self.ended.notify_one();
-        }
-    }
-
-    /// The node goes down: ends the pod in good order, within a bound. What is being made is taken down first.
-    pub async fn node_goes_down(&self) {
-        let making: Vec<Making> = {
-            let tasks = self.tasks();
-            let containers = tasks.containers.values().filter_map(|entry| match entry {
-                Entry::Making(making) => Some(making.clone()),
-                _ => None,
-            });
-            match &tasks.sandbox {
-                Entry::Making(making) => containers.chain([making.clone()]).collect(),
-                _ => containers.collect(),
-            }
-        };
-        for called_off in futures_util::future::join_all(making.iter().map(Making::call_off)).await {
-            if let Err(error) = called_off {
-                tracing::warn!("{error}");
-            }
-        }
-        let (sandbox, containers): (_, Vec<_>) = {
-            let tasks = self.tasks();
-            let sandbox = match &tasks.sandbox {
-                Entry::Ready(sandbox) => Some(Arc::clone(sandbox)),
-                _ => None,
-            };
-            let ready = tasks.containers.values().filter_map(|entry| match entry {
-                Entry::Ready(container) => Some(Arc::clone(container)),
-                _ => None,
-            });
-            (sandbox, ready.collect())
-        };
-        let all = containers.iter().map(|container| async move {
-            if container.kill(15, false).await.is_ok() {
-                container.life().ended().await;
-            }
-        });
-        let _ = tokio::time::timeout(deadline::NODE_DOWN, futures_util::future::join_all(all)).await;
-        if let Some(sandbox) = sandbox {
-            let _ = sandbox.kill(15);
-            let _ = tokio::time::timeout(deadline::NODE_DOWN, sandbox.life().ended()).await;
-        }
     }
 }

@@ -288,4 +288,6 @@ async fn stream(machine: &Machine, name: &'static str, id: u64) -> Result<Option
 }
 
 #[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
 mod tests;

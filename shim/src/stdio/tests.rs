@@ -1,16 +1,10 @@
 use std::io::{Read, Write};
-use std::path::Path;
 
-use rustix::fs::{CWD, FileType, Mode, mknodat};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::Instant;
 
+use super::testing::fifo;
 use super::*;
-
-fn fifo(directory: &Path, name: &str) -> String {
-    let path = directory.join(name);
-    mknodat(CWD, &path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
-    path.to_str().unwrap().to_owned()
-}
 
 #[tokio::test]
 async fn output_survives_a_reader_that_goes_and_comes_and_ends_with_the_process() {
@@ -203,6 +197,29 @@ async fn a_terminal_on_which_somebody_talks_on_is_closed_soon_after_its_process(
     tokio::time::timeout(LAST_WORDS, end).await.expect("it ends though somebody talks");
     reading.await.unwrap().unwrap();
     talking.await.unwrap();
+}
+
+/// The outputs of a process whose guest says that it has ended and leaves them open.
+#[tokio::test(start_paused = true)]
+async fn pipes_are_closed_when_the_guest_is_silent_on_them_or_talks_on_for_too_long() {
+    let directory = tempfile::tempdir().unwrap();
+    for (name, talks, after) in [("silent", false, QUIET), ("talking", true, QUIET * TALKING_ROUNDS)] {
+        let path = fifo(directory.path(), name);
+        let mut reader = pipe::OpenOptions::new().open_receiver(&path).unwrap();
+        let (host, mut guest) = UnixStream::pair().unwrap();
+        let io = Io::default();
+        io.copy_output(host, output("stdout", &path).unwrap());
+        let guest = tokio::spawn(async move {
+            while !talks || guest.write_all(b"x").await.is_ok() {
+                tokio::time::sleep(QUIET / 3).await;
+            }
+        });
+        let began = Instant::now();
+        tokio::time::timeout(after * 2, io.close_when_quiet()).await.expect(name);
+        assert_eq!(began.elapsed().as_secs(), after.as_secs(), "{name}");
+        reader.read_to_end(&mut Vec::new()).await.expect("containerd reads the end");
+        guest.abort();
+    }
 }
 
 fn terminal() -> Io {

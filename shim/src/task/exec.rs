@@ -83,7 +83,7 @@ impl Exec {
             // The agent waits for the streams that are named, so both go at once.
             let streams = async { fifos.connect(agent.machine(), &ids).await.map_err(TaskError::failed) };
             let exec = async {
-                let exec = agent.call("create a process", agent.client().exec(request)).await;
+                let exec = agent.call("create a process", agent.client().exec(agent.request(request))).await;
                 exec.map_err(TaskError::from)
             };
             let (io, _) = tokio::try_join!(streams, exec)?;

@@ -5,6 +5,10 @@ mod create;
 mod exec;
 mod kill;
 mod removal;
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
 
 pub use create::{Neighbours, Request, create, judge};
 pub use exec::Exec;

@@ -31,6 +31,7 @@ impl VolumeCalls for Fake {
     }
 
     async fn read(&self, request: ReadVolumeRequest) -> Result<Vec<u8>, String> {
+        assert!(request.remove, "the guest shall keep nothing of it");
         self.files.lock().unwrap().get(&request.volume).cloned().ok_or_else(|| "no such volume".to_owned())
     }
 }
@@ -141,6 +142,11 @@ async fn a_config_map_is_pushed_once_and_kept_in_step() {
     assert_eq!(text(&pushes[0], "..1").as_deref(), Some("directory"));
     assert_eq!(text(&pushes[0], "..1/key").as_deref(), Some("one"));
     assert_eq!(text(&pushes[0], "key").as_deref(), Some("-> ..data/key"));
+
+    // A node has few inotify instances, and its pods shall not use them up.
+    let descriptors = fs::read_dir("/proc/self/fd").unwrap().flatten();
+    let files = descriptors.filter_map(|entry| fs::read_link(entry.path()).ok());
+    assert!(!files.map(|file| file.display().to_string()).any(|file| file.contains("inotify")));
 
     // The old directory is still there for a moment; it is not pushed.
     swap(&volume, "..2", &[("key", "two")]);

@@ -3,12 +3,13 @@
 use std::fs::File;
 use std::io::{self, Write};
 use std::ops::Deref;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 use vm_superio::serial::NoEvents;
 use vm_superio::{Serial, Trigger};
 
 use crate::event::{EventFd, set_nonblocking};
+use crate::sync::lock;
 
 /// Output that a slow reader is not yet ready for; what comes on top is dropped.
 const MAX_PENDING: usize = 64 << 10;
@@ -39,18 +40,18 @@ impl Console {
 
     /// The guest reads one of the eight registers.
     pub fn read(&self, register: u8) -> u8 {
-        self.serial.lock().unwrap_or_else(PoisonError::into_inner).read(register)
+        lock(&self.serial).read(register)
     }
 
     /// The guest writes one of the eight registers.
     pub fn write(&self, register: u8, value: u8) {
         // Neither a lost byte nor a lost interrupt is worth more than the debug console itself.
-        let _ = self.serial.lock().unwrap_or_else(PoisonError::into_inner).write(register, value);
+        let _ = lock(&self.serial).write(register, value);
     }
 
     /// Writes what is held back, as far as the reader takes it.
     pub fn flush(&self) {
-        self.serial.lock().unwrap_or_else(PoisonError::into_inner).writer_mut().push();
+        lock(&self.serial).writer_mut().push();
     }
 }
 

@@ -18,7 +18,11 @@ use crate::event::{Mailbox, Poller, set_nonblocking};
 use crate::log::{describe, log};
 use crate::machine::Built;
 use metrics::{Facts, anonymous_bytes};
-use steering::{CONTROL, NOTICES, Server};
+use steering::Server;
+
+/// Tokens of the event loop's descriptors.
+const CONTROL: u32 = 0;
+const NOTICES: u32 = 1;
 
 /// How long the shim may take to read the last message.
 const FAREWELL_TIME: Duration = Duration::from_secs(1);

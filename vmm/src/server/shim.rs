@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::os::fd::OwnedFd;
 
-use super::steering::CONTROL;
+use super::CONTROL;
 use crate::control::transport::{self, Packet, TransportError};
 use crate::control::{Answer, Message, Request};
 use crate::event::Registrar;

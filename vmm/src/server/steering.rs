@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::CONTROL;
 use super::metrics::Facts;
 use super::pausing::{Next, Pausing};
 use super::shim::Shim;
@@ -15,10 +16,6 @@ use crate::log::{describe, log};
 use crate::machine::vcpu::VcpuEvent;
 use crate::machine::{Machine, Notice};
 use crate::virtio::vsock;
-
-/// Tokens of the event loop's descriptors.
-pub(super) const CONTROL: u32 = 0;
-pub(super) const NOTICES: u32 = 1;
 
 /// How often a console's unfinished line is written.
 const CONSOLE_MS: u32 = 50;

@@ -1,7 +1,7 @@
 //! A virtio-mmio device as the processors see it: a window of registers.
 
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use super::Description;
 use super::interrupt::Interrupt;
@@ -9,6 +9,7 @@ use super::owner::{Owner, Reset};
 use super::transport::{self, Transport};
 use crate::event::EventFd;
 use crate::machine::memory::GuestMemory;
+use crate::sync::lock;
 
 /// The registers of a device, with its interrupt and the descriptors that its queues are notified through.
 pub struct MmioDevice {
@@ -63,12 +64,12 @@ impl MmioDevice {
     /// A number of 32 bits in the configuration space; 0 beyond its end.
     #[must_use]
     pub fn config(&self, offset: usize) -> u32 {
-        self.transport.lock().unwrap_or_else(PoisonError::into_inner).config(offset)
+        lock(&self.transport).config(offset)
     }
 
     /// Changes a number of 32 bits in the configuration space, of which the driver is told.
     pub fn set_config(&self, offset: usize, value: u32) {
-        self.transport.lock().unwrap_or_else(PoisonError::into_inner).set_config(offset, value);
+        lock(&self.transport).set_config(offset, value);
     }
 
     /// A processor reads from the window.
@@ -78,7 +79,7 @@ impl MmioDevice {
             data.copy_from_slice(&self.interrupt.status().to_le_bytes());
             return;
         }
-        self.transport.lock().unwrap_or_else(PoisonError::into_inner).read(offset, data);
+        lock(&self.transport).read(offset, data);
     }
 
     /// A processor writes to the window. It may not go on before the reset that is returned, if any, is done.
@@ -90,6 +91,6 @@ impl MmioDevice {
             }
             return None;
         }
-        self.transport.lock().unwrap_or_else(PoisonError::into_inner).write(offset, data)
+        lock(&self.transport).write(offset, data)
     }
 }

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::file::DiskFile;
 use super::{Patience, Storage};
 use crate::control::EXTENT_DISK_BYTES;
+use crate::sync::lock;
 use crate::virtio::buffers::Buffers;
 
 /// Extents begin and end at multiples of this.
@@ -100,7 +101,7 @@ impl Extents {
     }
 
     fn table(&self) -> Arc<Table> {
-        Arc::clone(&self.table.lock().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(&lock(&self.table))
     }
 
     /// Maps `file` to `length` bytes from `offset` on.
@@ -116,7 +117,7 @@ impl Extents {
         }
         let end = offset.checked_add(length).filter(|end| *end <= EXTENT_DISK_BYTES);
         let end = end.ok_or(ExtentError::OutOfRange { offset, length })?;
-        let mut shared = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut shared = lock(&self.table);
         let mut table = Table::clone(&shared);
         if table.len() >= MAX_EXTENTS {
             return Err(ExtentError::TooMany);
@@ -139,10 +140,10 @@ impl Extents {
     /// # Errors
     /// When no extent begins there; `closed` is then never called.
     pub fn remove(&self, offset: u64, closed: impl FnOnce() + Send + 'static) -> Result<(), ExtentError> {
-        let mut shared = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut shared = lock(&self.table);
         let mut table = Table::clone(&shared);
         let removed = table.remove(&offset).ok_or(ExtentError::Missing(offset))?;
-        *removed.closed.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(closed));
+        *lock(&removed.closed.0) = Some(Box::new(closed));
         let old = std::mem::replace(&mut *shared, Arc::new(table));
         // Not under the lock: the last to let go of a file closes it, which may take its time.
         drop(shared);

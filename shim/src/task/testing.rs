@@ -1,0 +1,15 @@
+//! Containers for tests, without anything in the guest.
+
+use std::sync::Arc;
+
+use super::{Container, Init, Request};
+use crate::sandbox::{Asked, Pod};
+use crate::stdio::{Io, Paths};
+
+/// A container that was made and not started.
+pub fn container(pod: &Arc<Pod>, io: Io, asked: Asked) -> Arc<Container> {
+    let request =
+        Request { id: "c".to_owned(), bundle: String::new(), rootfs: Vec::new(), paths: Paths::default() };
+    let init = Init { layers: Vec::new(), asked, terminal: false };
+    Arc::new(Container::new(request, Arc::clone(pod), init, io))
+}

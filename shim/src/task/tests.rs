@@ -1,0 +1,94 @@
+use ravelin_policy::Size;
+use tokio::io::AsyncReadExt;
+use tokio::net::unix::pipe;
+use tokio::time::Instant;
+use tonic::Code;
+
+use super::testing::container;
+use super::*;
+use crate::agent::testing::Fake;
+use crate::machine;
+use crate::sandbox::testing::{pod_of, sandbox, silent_pod};
+use crate::stdio::Fifos;
+use crate::stdio::testing::fifo;
+
+const SIZE: Size = Size { vcpus: 1, cpu_millis: 1000, memory_mib: 512 };
+
+#[test]
+fn a_deletion_without_an_answer_is_none() {
+    let what = "delete a container";
+    let refused = |code| Err(AgentError::Refused { what, code, message: String::new() });
+    let gone = Err(AgentError::Ended { what, exit: machine::Exit::Signal(9) });
+    for done in [Ok(()), refused(Code::NotFound), gone] {
+        deleted_or_gone(done).unwrap();
+    }
+    let silence = Err(AgentError::Timeout { what, after: Duration::from_secs(60) });
+    for failed in [silence, refused(Code::FailedPrecondition), refused(Code::Unknown)] {
+        deleted_or_gone::<()>(failed).unwrap_err();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_output_that_the_guest_leaves_open_ends_some_time_after_its_container() {
+    let pod = Arc::new(pod_of(&Fake::default()).await);
+    let directory = tempfile::tempdir().unwrap();
+    let stdout = fifo(directory.path(), "stdout");
+    let mut reader = pipe::OpenOptions::new().open_receiver(&stdout).unwrap();
+    let fifos = Fifos::open(&Paths { stdout, ..Paths::default() }).unwrap();
+    let ids = fifos.ids(&pod.next_stream);
+    let io = fifos.connect(pod.agent.machine(), &ids).await.unwrap();
+    let container = container(&pod, io, Asked::default());
+    container.watch(&sandbox(&pod, SIZE), &Publisher::start(None, "k8s.io"));
+    let ended = async {
+        container.life().ended().await;
+        reader.read_to_end(&mut Vec::new()).await
+    };
+    tokio::time::timeout(Duration::from_secs(60), ended).await.expect("containerd reads the end").unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_container_that_ends_while_it_is_started_has_started_before_it_ended() {
+    let fake = Fake::default();
+    let pod = Arc::new(pod_of(&fake).await);
+    let container = container(&pod, Io::default(), Asked::default());
+    let publisher = Publisher::start(None, "k8s.io");
+    let starting = {
+        let (container, publisher) = (Arc::clone(&container), publisher.clone());
+        tokio::spawn(async move { container.start(&publisher).await })
+    };
+    // The guest has started it and its answer is on its way; meanwhile the process ends.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    container.watch(&sandbox(&pod, SIZE), &publisher);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    fake.let_start();
+    starting.await.unwrap().unwrap();
+    container.life().ended().await;
+    tokio::task::yield_now().await;
+    assert_eq!(publisher.queued(), ["/tasks/start", "/tasks/exit"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_guest_is_told_how_long_the_caller_of_an_exec_waits() {
+    let fake = Fake::default();
+    let pod = Arc::new(pod_of(&fake).await);
+    let (container, sandbox) = (container(&pod, Io::default(), Asked::default()), sandbox(&pod, SIZE));
+    let exec = Arc::new(Exec::new("e".to_owned(), Vec::new(), Paths::default()));
+    fake.let_start();
+    exec.start(&container, &sandbox, &Publisher::start(None, "k8s.io")).await.unwrap();
+    assert_eq!(fake.timed(), ["exec", "start"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_counters_of_a_silent_guest_are_the_last_ones_and_given_at_once() {
+    let pod = Arc::new(silent_pod().await);
+    let container = container(&pod, Io::default(), Asked::default());
+    let mut last = Metrics::new();
+    last.cpu.mut_or_insert_default().usage_usec = 7;
+    *lock(&container.counters) = Some(last.clone());
+    // containerd asks about all the containers of a node one after another, and gives up soon.
+    for at_most in [Duration::from_secs(1), Duration::ZERO] {
+        let asked = Instant::now();
+        assert_eq!(container.stats().await.unwrap(), last);
+        assert!(asked.elapsed() <= at_most, "{:?}", asked.elapsed());
+    }
+}
