@@ -114,10 +114,11 @@ fn sysctls_of_the_pod_are_set_and_the_rest_is_the_nodes() {
     );
     assert_eq!(container.output(), "20000\t30000\n1234\n77\n1\n12345\n");
     let tunables = "cd /proc/sys; head -n 1 vm/overcommit_memory vm/max_map_count fs/inotify/max_* fs/protected_* fs/file-max
-                    head -n 1 fs/nr_open fs/aio-max-nr kernel/panic_on_oops";
+                    head -n 1 fs/nr_open fs/aio-max-nr";
     let of_the_node = Run::new("sh").args(["-c", tunables]).ok();
     assert!(of_the_node.contains("777"), "{of_the_node}");
     assert_eq!(pod.sh(tunables).output().trim_end(), of_the_node);
+    assert_eq!(pod.sh("cat /proc/sys/kernel/panic_on_oops").output(), "1\n");
 }
 
 #[test]

@@ -61,9 +61,17 @@ fn a_pod_on_a_full_disk_says_so() {
 #[test]
 fn a_pod_whose_shim_has_no_room_for_its_state_says_so() {
     let Some(host) = Host::alone_with_ravelin() else { return };
-    let _full = Full::make("/run/ravelin", "4k");
-    fs::write("/run/ravelin/filler", [0; 4096]).unwrap();
-    fails(&host, &["/run/ravelin", "No space left"]);
+    {
+        let _full = Full::make("/run/ravelin", "4k");
+        fs::write("/run/ravelin/filler", [0; 4096]).unwrap();
+        let error = host.pod().try_start().expect_err("there is no room for the pod's state");
+        assert_says(&error, "/run/ravelin");
+        assert_says(&error, "No space left");
+        let left: Vec<_> =
+            fs::read_dir("/run/ravelin").unwrap().flatten().map(|entry| entry.file_name()).collect();
+        assert_eq!(left, ["filler"]);
+    }
+    host.assert_clean();
 }
 
 #[test]

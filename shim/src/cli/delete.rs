@@ -46,6 +46,8 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
 /// Removes what is left of a pod, and its state last. Gives the machine's pid, 0 if nothing tells it.
 fn remove(directory: &StateDir, until: Instant) -> Result<u32, CliError> {
     let Some(state) = directory.load().map_err(CliError::system("read the pod's state"))? else {
+        // A shim that ended before it had written its state made nothing but the place for it.
+        directory.remove().map_err(CliError::system("remove the pod's state"))?;
         return Ok(0);
     };
     // What is not done is kept in mind: the state stays, and its user id is nobody else's.
@@ -91,11 +93,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_state_of_a_pod_of_which_something_stays_is_kept() {
+    fn a_pods_state_goes_unless_something_of_the_pod_stays() {
         let root = tempfile::tempdir().unwrap();
         let directory = StateDir::new(root.path(), "abc");
         let until = Instant::now() + DEADLINE;
         assert_eq!(remove(&directory, until).unwrap(), 0);
+        // Of a shim that came no further.
+        fs::create_dir(directory.path()).unwrap();
+        assert_eq!(remove(&directory, until).unwrap(), 0);
+        assert!(!directory.path().exists());
         // A cgroup that cannot be removed, because no cgroup can have such a path.
         let machine = Some(ProcessRef { pid: 1, start_time: 0 });
         let state = State { machine, cgroups_path: Some("/a/../b".to_owned()), ..State::default() };

@@ -95,8 +95,10 @@ async fn serve(args: &Args, listener: OwnedFd, socket: &Path) -> Result<(), CliE
         shim: ProcessRef::own(),
         ..State::default()
     };
-    let saved = directory.save(&state);
-    saved.map_err(CliError::system("write the pod's state under /run/ravelin"))?;
+    directory.save(&state).map_err(|error| {
+        let _ = directory.remove();
+        CliError::system("write the pod's state under /run/ravelin")(error)
+    })?;
     let service = Arc::new(Service::new(config, publisher.clone(), directory.clone(), state));
 
     // SAFETY: the descriptor is a listening Unix socket, owned by nobody else from here on.

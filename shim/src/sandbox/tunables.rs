@@ -10,9 +10,8 @@ use std::io::Read;
 use std::path::Path;
 
 /// The settings that pods take over from their node, by their paths below `/proc/sys`.
-const TUNABLES: [&str; 20] = [
-    // The kubelet's.
-    "kernel/panic_on_oops",
+const TUNABLES: [&str; 19] = [
+    // The kubelet's. Its `kernel.panic_on_oops` the guest's kernel is built with, whatever the node's does.
     "vm/overcommit_memory",
     // systemd's.
     "fs/file-max",
