@@ -11,6 +11,7 @@ mod dns;
 mod exec;
 mod failures;
 mod images;
+mod kvm;
 mod lifecycle;
 mod namespaces;
 mod network;
