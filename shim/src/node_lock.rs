@@ -166,8 +166,8 @@ mod tests {
     #[tokio::test]
     async fn there_are_as_many_places_as_were_asked_for_and_a_freed_one_is_taken() {
         let dir = tempfile::tempdir().unwrap();
-        let first = take_turn(dir.path(), "start", 2, SOON).await.unwrap();
-        let _second = take_turn(dir.path(), "start", 2, SOON).await.unwrap();
+        let first = take_turn(dir.path(), "start", 2, LATER).await.unwrap();
+        let _second = take_turn(dir.path(), "start", 2, LATER).await.unwrap();
         let third = take_turn(dir.path(), "start", 2, SOON).await.unwrap_err();
         assert_eq!(third.kind(), io::ErrorKind::TimedOut);
         let (path, waiting) = (dir.path().to_owned(), tokio::time::sleep(SOON));
@@ -178,33 +178,34 @@ mod tests {
         fourth.await.unwrap().unwrap();
     }
 
-    /// How many locks there are on the directory's file, and who waits for them.
-    fn listed(directory: &Path) -> usize {
+    /// Waits until there are so many locks on the directory's file, with those that are waited for.
+    async fn listed(directory: &Path, count: usize) {
         let inode = format!(":{} ", fs::metadata(directory.join("lock")).unwrap().ino());
-        fs::read_to_string("/proc/locks").unwrap().lines().filter(|line| line.contains(&inode)).count()
+        let of_ours = |line: &&str| line.contains("OFDLCK") && line.contains(&inode);
+        let reached = async {
+            while fs::read_to_string("/proc/locks").unwrap().lines().filter(of_ours).count() != count {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        tokio::time::timeout(LONG, reached).await.expect("they queue");
     }
 
     #[tokio::test]
     async fn places_are_given_in_the_order_in_which_they_were_asked_for() {
         let dir = tempfile::tempdir().unwrap();
         let first = take_turn(dir.path(), "start", 1, LATER).await.unwrap();
+        listed(dir.path(), 1).await;
         let order = Arc::new(Mutex::new(Vec::new()));
         let mut waiting = Vec::new();
         for number in 0..4 {
             let (path, order) = (dir.path().to_owned(), Arc::clone(&order));
-            let before = listed(dir.path());
             waiting.push(tokio::spawn(async move {
                 let turn = take_turn(&path, "start", 1, LONG).await.unwrap();
                 lock(&order).push(number);
                 drop(turn);
             }));
-            // It stands in the queue before the next one comes.
-            let in_the_queue = async {
-                while listed(dir.path()) == before {
-                    tokio::time::sleep(Duration::from_millis(1)).await;
-                }
-            };
-            tokio::time::timeout(LONG, in_the_queue).await.expect("it queues");
+            // It stands in the queue before the next one comes: the place, the queue's head, and who waits for that.
+            listed(dir.path(), 2 + number).await;
         }
         drop(first);
         for waiter in waiting {

@@ -2,8 +2,9 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use ravelin_vmm::control::transport::{self, TransportError};
 use ravelin_vmm::control::{Answer, Command, Message, Request};
@@ -15,20 +16,28 @@ use tokio::sync::mpsc;
 use super::client::Client;
 use super::{Inner, Machine, SpawnConfig, spawn};
 
-/// The machine and its own end of the control socket.
-pub fn machine() -> (Machine, OwnedFd) {
-    let dir = tempfile::tempdir().unwrap();
-    let vmm = dir.path().join("vmm");
-    std::fs::write(&vmm, "#!/bin/sh\nexec sleep 1000\n").unwrap();
-    std::fs::set_permissions(&vmm, PermissionsExt::from_mode(0o755)).unwrap();
-    let config = SpawnConfig {
+/// A machine's process that runs `script`, which is put into `directory`.
+pub fn program(directory: &Path, script: &str) -> SpawnConfig {
+    let vmm = directory.join("vmm");
+    // By a program of its own: if this process had the file open for writing, what another test starts at that moment would
+    // have it open too, and a file that is written to cannot be run.
+    let write = r##"printf '#!/bin/sh\n%s\n' "$1" > "$2" && chmod 755 "$2""##;
+    let written = std::process::Command::new("sh").args(["-c", write, "sh", script]).arg(&vmm).status();
+    assert!(written.unwrap().success());
+    SpawnConfig {
         vmm,
         uid: 1,
         gid: 1,
         netns: "/netns".into(),
-        deadline: std::time::Duration::from_secs(15),
+        deadline: Duration::from_secs(15),
         sandbox_id: "test".to_owned(),
-    };
+    }
+}
+
+/// The machine and its own end of the control socket.
+pub fn machine() -> (Machine, OwnedFd) {
+    let dir = tempfile::tempdir().unwrap();
+    let config = program(dir.path(), "exec sleep 1000");
     let spawned = spawn::spawn(&config).unwrap();
     // The script must have been read before it is removed with its directory.
     let comm = format!("/proc/{}/comm", spawned.pid);

@@ -1,6 +1,4 @@
-use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
 use ravelin_vmm::control::transport;
@@ -8,7 +6,8 @@ use ravelin_vmm::control::{Answer, Command, ExitReason, MachineConfig, Message, 
 use tokio::sync::watch;
 
 use super::client::Client;
-use super::{BootFds, Exit, Machine, MachineError, SpawnConfig, kill_recorded, log, spawn, testing};
+use super::testing::{self, program};
+use super::{BootFds, Exit, Machine, MachineError, SpawnConfig, kill_recorded, log, spawn};
 
 fn client() -> (Client, OwnedFd, watch::Sender<Option<Exit>>) {
     let (ours, theirs) = transport::pair().unwrap();
@@ -118,25 +117,10 @@ async fn a_machine_has_the_time_to_boot_that_it_was_given() {
     assert_eq!(began.elapsed().as_secs(), 7);
 }
 
-fn program(dir: &tempfile::TempDir, script: &str) -> SpawnConfig {
-    let path = dir.path().join("vmm");
-    let mut file = std::fs::File::create(&path).unwrap();
-    write!(file, "#!/bin/sh\n{script}\n").unwrap();
-    file.set_permissions(PermissionsExt::from_mode(0o755)).unwrap();
-    SpawnConfig {
-        vmm: path,
-        uid: 1,
-        gid: 1,
-        netns: "/netns".into(),
-        deadline: Duration::from_secs(15),
-        sandbox_id: "test".to_owned(),
-    }
-}
-
 #[tokio::test]
 async fn a_process_that_ends_tells_every_waiter() {
     let dir = tempfile::tempdir().unwrap();
-    let machine = Machine::spawn(&program(&dir, "exit 11")).unwrap();
+    let machine = Machine::spawn(&program(dir.path(), "exit 11")).unwrap();
     let (one, two) = tokio::join!(machine.wait(), machine.wait());
     assert_eq!((one, two), (Exit::Ended(ExitReason::Panic), Exit::Ended(ExitReason::Panic)));
     assert!(matches!(machine.pause().await, Err(MachineError::Ended(Exit::Ended(ExitReason::Panic)))));
@@ -149,7 +133,7 @@ async fn the_process_has_nothing_but_its_control_socket() {
     let leak = std::fs::File::open("/dev/null").unwrap();
     let leaked = rustix::io::dup(&leak).unwrap();
     let script = format!("(echo \"$@\"; env; ls -l /proc/$$/fd) > {} 2>&1", out.display());
-    Machine::spawn(&program(&dir, &script)).unwrap().wait().await;
+    Machine::spawn(&program(dir.path(), &script)).unwrap().wait().await;
     drop(leaked);
     let text = std::fs::read_to_string(out).unwrap();
     assert!(text.starts_with("--uid 1 --gid 1 --netns /netns\n"), "{text}");
@@ -163,7 +147,7 @@ async fn the_process_has_nothing_but_its_control_socket() {
 #[tokio::test]
 async fn dropping_the_machine_kills_its_process() {
     let dir = tempfile::tempdir().unwrap();
-    let machine = Machine::spawn(&program(&dir, "exec sleep 1000")).unwrap();
+    let machine = Machine::spawn(&program(dir.path(), "exec sleep 1000")).unwrap();
     let (pid, started) = (machine.pid(), machine.start_time());
     assert!(!kill_recorded(pid, started + 1).unwrap());
     drop(machine);
@@ -179,7 +163,7 @@ async fn dropping_the_machine_kills_its_process() {
 #[tokio::test]
 async fn a_recorded_process_is_killed() {
     let dir = tempfile::tempdir().unwrap();
-    let machine = Machine::spawn(&program(&dir, "exec sleep 1000")).unwrap();
+    let machine = Machine::spawn(&program(dir.path(), "exec sleep 1000")).unwrap();
     assert!(kill_recorded(machine.pid(), machine.start_time()).unwrap());
     assert_eq!(machine.wait().await, Exit::Signal(9));
     assert!(!kill_recorded(machine.pid(), machine.start_time()).unwrap());

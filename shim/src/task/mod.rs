@@ -4,6 +4,7 @@ mod counters;
 mod create;
 mod exec;
 mod kill;
+mod outcome;
 mod removal;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -19,14 +20,12 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use containerd_shim_protos::cgroups_v2::metrics::Metrics;
-use containerd_shim_protos::events::task::{
-    TaskDelete, TaskExit, TaskOOM, TaskPaused, TaskResumed, TaskStart,
-};
+use containerd_shim_protos::events::task::{TaskDelete, TaskOOM, TaskPaused, TaskResumed, TaskStart};
 use protobuf::MessageField;
-use ravelin_proto::agent::{ContainerRequest, ProcessRequest, ResizeTtyRequest, UpdateRequest, WaitResponse};
+use ravelin_proto::agent::{ContainerRequest, ProcessRequest, ResizeTtyRequest, UpdateRequest};
 
-use crate::agent::{Agent, AgentError};
-use crate::error::{TaskError, chain};
+use crate::agent::Agent;
+use crate::error::TaskError;
 use crate::events::{Publisher, timestamp};
 use crate::extents::Held;
 use crate::process::{Exit, Life, Phase};
@@ -37,6 +36,7 @@ use crate::sync::lock;
 #[cfg(test)]
 pub(crate) use kill::kill as signal;
 use kill::{KILL, kill, remove_from_guest};
+use outcome::{deleted_or_gone, exit_event, finished, precondition, status};
 pub(crate) use removal::Removal;
 
 /// Time the carrying back of termination logs may take before the exit is told.
@@ -359,49 +359,9 @@ impl Container {
     }
 }
 
-/// The exit status to tell for what a wait gave. Of a machine that is gone, the sandbox knows whether that was wanted.
-fn status(waited: &Result<WaitResponse, AgentError>, sandbox: &Sandbox, killed: bool) -> u32 {
-    match waited {
-        Ok(answer) => answer.exit_status & 0xff,
-        Err(AgentError::Ended { .. }) if killed => crate::sandbox::KILLED,
-        Err(AgentError::Ended { .. }) => sandbox.status_of_the_lost(),
-        Err(error) => {
-            tracing::error!("a process is lost: {}", chain(error));
-            crate::sandbox::LOST
-        }
-    }
-}
-
-/// A deletion in the guest is done when the guest says so, does not know the process, or is gone.
-fn deleted_or_gone<T>(deleted: Result<T, AgentError>) -> Result<(), TaskError> {
-    match deleted {
-        Ok(_) | Err(AgentError::Ended { .. }) => Ok(()),
-        Err(error) if error.code() == Some(tonic::Code::NotFound) => Ok(()),
-        Err(error) => Err(error.into()),
-    }
-}
-
 async fn resize(agent: &Agent, id: &str, exec_id: &str, columns: u32, rows: u32) -> Result<(), TaskError> {
     let request =
         ResizeTtyRequest { container_id: id.to_owned(), exec_id: exec_id.to_owned(), columns, rows };
     agent.call("resize a terminal", agent.client().resize_tty(request)).await?;
     Ok(())
-}
-
-fn exit_event(container_id: &str, id: &str, pid: u32, exit: Exit) -> TaskExit {
-    let mut event = TaskExit::new();
-    event.container_id = container_id.to_owned();
-    event.id = id.to_owned();
-    event.pid = pid;
-    event.exit_status = exit.status;
-    event.exited_at = MessageField::some(timestamp(exit.at));
-    event
-}
-
-fn precondition(text: &str) -> TaskError {
-    TaskError::FailedPrecondition(text.to_owned())
-}
-
-fn finished() -> TaskError {
-    TaskError::NotFound("process already finished".to_owned())
 }

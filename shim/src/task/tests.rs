@@ -2,31 +2,15 @@ use ravelin_policy::Size;
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
 use tokio::time::Instant;
-use tonic::Code;
 
 use super::testing::container;
 use super::*;
 use crate::agent::testing::Fake;
-use crate::machine;
 use crate::sandbox::testing::{pod_of, sandbox, silent_pod};
 use crate::stdio::Fifos;
 use crate::stdio::testing::fifo;
 
 const SIZE: Size = Size { vcpus: 1, cpu_millis: 1000, memory_mib: 512 };
-
-#[test]
-fn a_deletion_without_an_answer_is_none() {
-    let what = "delete a container";
-    let refused = |code| Err(AgentError::Refused { what, code, message: String::new() });
-    let gone = Err(AgentError::Ended { what, exit: machine::Exit::Signal(9) });
-    for done in [Ok(()), refused(Code::NotFound), gone] {
-        deleted_or_gone(done).unwrap();
-    }
-    let silence = Err(AgentError::Timeout { what, after: Duration::from_secs(60) });
-    for failed in [silence, refused(Code::FailedPrecondition), refused(Code::Unknown)] {
-        deleted_or_gone::<()>(failed).unwrap_err();
-    }
-}
 
 #[tokio::test(start_paused = true)]
 async fn an_output_that_the_guest_leaves_open_ends_some_time_after_its_container() {
@@ -39,11 +23,12 @@ async fn an_output_that_the_guest_leaves_open_ends_some_time_after_its_container
     let io = fifos.connect(pod.agent.machine(), &ids).await.unwrap();
     let container = container(&pod, io, Asked::default());
     container.watch(&sandbox(&pod, SIZE), &Publisher::start(None, "k8s.io"));
-    let ended = async {
-        container.life().ended().await;
-        reader.read_to_end(&mut Vec::new()).await
-    };
-    tokio::time::timeout(Duration::from_secs(60), ended).await.expect("containerd reads the end").unwrap();
+    container.life().ended().await;
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    // A program that another test is just starting may hold a copy of the fifo for a moment, by the real clock.
+    tokio::time::resume();
+    let read = tokio::time::timeout(Duration::from_secs(30), reader.read_to_end(&mut Vec::new())).await;
+    read.expect("containerd reads the end").unwrap();
 }
 
 #[tokio::test(start_paused = true)]
