@@ -20,12 +20,13 @@ async fn output_survives_a_reader_that_goes_and_comes_and_ends_with_the_process(
     drop(first);
     guest.write_all(b"while away").await.unwrap();
     tokio::time::sleep(Duration::from_millis(20)).await;
+    // While the output is open: a fifo without a writer would wait for one.
+    let mut second = std::fs::File::open(&path).unwrap();
     let reading = tokio::task::spawn_blocking(move || {
         let mut text = String::new();
-        std::fs::File::open(&path).unwrap().read_to_string(&mut text).unwrap();
+        second.read_to_string(&mut text).unwrap();
         text
     });
-    tokio::time::sleep(Duration::from_millis(20)).await;
     drop(guest);
     copying.await.unwrap();
     assert_eq!(reading.await.unwrap(), "before while away");
