@@ -180,7 +180,7 @@ pub(super) fn run(
     let prepared = if terminal { None } else { Some(stdio::prepare(&endpoints, uid)?) };
     let stdio = prepared.iter().flat_map(|(fds, _)| fds.iter().map(AsFd::as_fd));
     let fds: Vec<_> = fds.iter().copied().chain(stdio).collect();
-    let spawned = services.spawner.spawn(&request, &fds, deadline, |spawned| {
+    let mut spawned = services.spawner.spawn(&request, &fds, deadline, |spawned| {
         process.born(spawned.pid)?;
         if let Some(console) = &spawned.console {
             process.set_console(console.try_clone().attempt(|| "keep a terminal".to_owned())?);
@@ -192,6 +192,12 @@ pub(super) fn run(
     if spawned.is_err() {
         // If there is a process, its builder ended before it was told that all is well.
         let _ = process.signal(Signal::KILL);
+    }
+    if exec_id.is_empty()
+        && let Err(SpawnerError::Timeout { builder, .. }) = &mut spawned
+        && let Some(builder) = builder.take()
+    {
+        container.keep_late_builder(builder);
     }
     spawned?;
     drop(fds);

@@ -26,6 +26,7 @@ use tokio::time::Instant;
 
 use crate::error::{AgentError, Result};
 use crate::process::{Phase, Process};
+use crate::spawner::LateBuilder;
 use crate::sync::lock;
 use cgroup::Cgroup;
 
@@ -49,6 +50,7 @@ pub struct Container {
     execs: Mutex<HashMap<String, Arc<Exec>>>,
     /// Held while it is taken down, which only one call may do at a time.
     pub removal: tokio::sync::Mutex<()>,
+    late_builder: Mutex<Option<LateBuilder>>,
 }
 
 /// What building a container found out and later execs need.
@@ -85,6 +87,7 @@ impl Container {
             paused: AtomicBool::new(false),
             execs: Mutex::default(),
             removal: tokio::sync::Mutex::default(),
+            late_builder: Mutex::default(),
         })
     }
 
@@ -176,6 +179,11 @@ impl Container {
         Ok(())
     }
 
+    /// Keeps a builder that was not done in time until the container is taken down.
+    fn keep_late_builder(&self, builder: LateBuilder) {
+        *lock(&self.late_builder) = Some(builder);
+    }
+
     /// Takes down what it had in the guest. Its processes must have ended, or have no right to go on; they may take until
     /// `deadline` to die.
     ///
@@ -186,11 +194,22 @@ impl Container {
         for exec in self.execs().drain() {
             exec.1.process.finish_streams();
         }
-        let removed = self.cgroup.remove(deadline);
+        let removed =
+            self.cgroup.remove(deadline).and_then(|()| self.see_to_the_end_of_its_builder(deadline));
         self.init.finish_streams();
         let unmounted = rootfs::unmount_and_clear(&self.id);
         let _ = std::fs::remove_dir_all(std::path::Path::new(crate::paths::RUNTIME).join(&self.id));
         removed.and(unmounted)
+    }
+
+    /// What a late builder still does would be done to a later container of the same id.
+    fn see_to_the_end_of_its_builder(&self, deadline: Instant) -> Result<()> {
+        let mut late = lock(&self.late_builder);
+        if late.as_ref().is_some_and(|builder| !builder.has_ended(deadline)) {
+            return Err(AgentError::Failed(format!("what builds container {} has not ended yet", self.id)));
+        }
+        // It may have made the cgroup once more.
+        if late.take().is_some() { self.cgroup.remove(deadline) } else { Ok(()) }
     }
 }
 

@@ -9,10 +9,12 @@ use std::time::Duration;
 use oci_spec::runtime::LinuxPersonalityDomain;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
-    SendFlags, recvmsg, sendmsg,
+    SendFlags, Shutdown, recvmsg, sendmsg, shutdown,
+    sockopt::{Timeout, set_socket_timeout},
 };
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 
 use crate::error::AgentError;
 
@@ -84,6 +86,35 @@ pub(super) enum Reply {
     Error(String),
 }
 
+/// A builder that was not done in time, and has been told that nobody wants what it makes. Until it has ended it may
+/// make files and cgroups of its container, or take them back.
+#[derive(Debug)]
+pub struct LateBuilder(OwnedFd);
+
+impl LateBuilder {
+    /// Of the agent's end of the builder's socket.
+    pub(super) fn new(socket: OwnedFd) -> Self {
+        // What it makes it keeps only if it hears something.
+        let _ = shutdown(&socket, Shutdown::Write);
+        Self(socket)
+    }
+
+    /// Waits until it has ended, but not beyond `deadline`; whether it has.
+    #[must_use]
+    pub fn has_ended(&self, deadline: Instant) -> bool {
+        loop {
+            match receive_by::<Reply>(&self.0, deadline) {
+                // Its answer comes too late.
+                Ok(_) => {}
+                Err(SpawnerError::Channel(error)) if error.kind() == io::ErrorKind::WouldBlock => {
+                    return false;
+                }
+                Err(_) => return true,
+            }
+        }
+    }
+}
+
 /// Why a request to the spawner failed.
 #[derive(Debug, thiserror::Error)]
 pub enum SpawnerError {
@@ -93,9 +124,14 @@ pub enum SpawnerError {
     /// The builder ended without an answer.
     #[error("the process that builds containers gave no answer")]
     NoAnswer,
-    /// The builder was not done by the caller's deadline, which was so far away.
-    #[error("not made within {:.0} s", .0.as_secs_f64())]
-    Timeout(Duration),
+    /// The builder was not done by the caller's deadline.
+    #[error("not made within {:.0} s", .patience.as_secs_f64())]
+    Timeout {
+        /// How far away the deadline was.
+        patience: Duration,
+        /// The builder; whoever is to take down what it makes takes it.
+        builder: Option<LateBuilder>,
+    },
     /// The process was made and could not be taken over.
     #[error(transparent)]
     Refused(#[from] AgentError),
@@ -122,6 +158,19 @@ pub(super) fn send<T: Serialize>(
     sendmsg(socket, &[IoSlice::new(&packet)], &mut control, SendFlags::NOSIGNAL)
         .map_err(|error| SpawnerError::Channel(error.into()))?;
     Ok(())
+}
+
+/// [`receive`] that gives up at `deadline`, with an error of the kind `WouldBlock`.
+pub(super) fn receive_by<T: DeserializeOwned>(
+    socket: impl AsFd,
+    deadline: Instant,
+) -> Result<(T, Vec<OwnedFd>), SpawnerError> {
+    let left = deadline.saturating_duration_since(Instant::now());
+    // Nought would be no timeout at all.
+    let left = left.max(Duration::from_millis(1));
+    set_socket_timeout(&socket, Timeout::Recv, Some(left))
+        .map_err(|error| SpawnerError::Channel(error.into()))?;
+    receive(socket)
 }
 
 /// Receives one packet; [`SpawnerError::NoAnswer`] when the other end is gone.
@@ -175,8 +224,21 @@ mod tests {
 
     #[test]
     fn who_waited_in_vain_hears_how_long() {
-        let late = SpawnerError::Timeout(Duration::from_millis(59_900));
+        let builder = LateBuilder::new(super::super::pair().unwrap().0);
+        let late = SpawnerError::Timeout { patience: Duration::from_millis(59_900), builder: Some(builder) };
         assert_eq!(late.to_string(), "not made within 60 s");
+    }
+
+    #[test]
+    fn a_late_builder_hears_that_nobody_wants_it_and_has_ended_when_its_socket_closes() {
+        let (ours, theirs) = super::super::pair().unwrap();
+        let late = LateBuilder::new(ours);
+        assert!(!late.has_ended(Instant::now() + Duration::from_millis(20)));
+        send(&theirs, &Reply::Pid(7), &[]).unwrap();
+        assert!(matches!(receive::<()>(&theirs), Err(SpawnerError::NoAnswer)));
+        assert!(!late.has_ended(Instant::now() + Duration::from_millis(20)));
+        drop(theirs);
+        assert!(late.has_ended(Instant::now() + Duration::from_secs(60)));
     }
 
     #[test]

@@ -20,16 +20,14 @@ mod user;
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::time::Duration;
 
-use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::process::Pid;
 use tokio::time::Instant;
 
 use crate::error::AgentError;
-pub use message::{Console, Request, SpawnerError};
-use message::{Reply, receive, send};
+pub use message::{Console, LateBuilder, Request, SpawnerError};
+use message::{Reply, receive, receive_by, send};
 
 /// The agent's end of the spawner.
 #[derive(Debug)]
@@ -106,17 +104,12 @@ impl Spawner {
         let patience = deadline.saturating_duration_since(Instant::now());
         let mut console = None;
         loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            // Nought would be no timeout at all.
-            let left = left.max(Duration::from_millis(1));
-            set_socket_timeout(&ours, Timeout::Recv, Some(left))
-                .map_err(|error| SpawnerError::Channel(error.into()))?;
-            let reply = receive::<Reply>(&ours).map_err(|error| match error {
-                SpawnerError::Channel(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    SpawnerError::Timeout(patience)
+            let reply = match receive_by::<Reply>(&ours, deadline) {
+                Err(SpawnerError::Channel(error)) if error.kind() == io::ErrorKind::WouldBlock => {
+                    return Err(SpawnerError::Timeout { patience, builder: Some(LateBuilder::new(ours)) });
                 }
-                other => other,
-            })?;
+                reply => reply?,
+            };
             match reply {
                 (Reply::Console, fds) => console = fds.into_iter().next(),
                 (Reply::Pid(pid), _) => {
@@ -162,6 +155,8 @@ fn set_name(name: &std::ffi::CStr) {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
@@ -172,7 +167,7 @@ mod tests {
             spawner.spawn(&Request::Pause, &[], deadline, |_| Ok(())).unwrap_err()
         };
         let late = spawn(Duration::from_millis(20));
-        assert!(matches!(late, SpawnerError::Timeout(_)), "{late}");
+        assert!(matches!(late, SpawnerError::Timeout { .. }), "{late}");
         // As the spawner does when it cannot fork: it takes the builder's end of the socket and lets go of it.
         let failing = std::thread::spawn(move || while receive::<()>(&other).is_ok() {});
         let ended = spawn(Duration::from_secs(60));
