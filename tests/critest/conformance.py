@@ -5,11 +5,17 @@ import pathlib
 import re
 import sys
 
-COLUMNS = ["runc", "fargate", "guest", "sandbox"]
+# Of both containerds; one of which there is no whole run is in the table all the same.
+COLUMNS = {"1.6": ["runc", "fargate", "guest"], "2.3": ["runc", "fargate", "guest", "sandbox"]}
 MARKS = {"passed": "passed", "expected": "differs", "skipped": "skipped", "failed": "**FAILED**"}
 
-runs = [json.loads(pathlib.Path(file).read_text()) for file in sys.argv[1:]]
-runs.sort(key=lambda run: ([int(part) for part in run["containerd"].split(".")], COLUMNS.index(run["column"])))
+found = [json.loads(pathlib.Path(file).read_text()) for file in sys.argv[1:]]
+found = {(run["containerd"], run["column"]): run for run in found}
+runs = [
+    found.get((containerd, column), {"containerd": containerd, "column": column, "commit": "no run", "left": "", "specs": {}})
+    for containerd, columns in COLUMNS.items()
+    for column in columns
+]
 
 
 def title(run):
@@ -36,7 +42,11 @@ the number leads to the reason. *skipped* is critest's own decision, for example
 |---|{'---|' * len(runs)}""")
 for verdict, text in [("passed", "passed"), ("expected", "differs, for the reason given"), ("skipped", "skipped by critest"), ("failed", "failed")]:
     print(f"| {text} | {' | '.join(str(count(run, verdict)) for run in runs)} |")
-print(f"| left on the host afterwards | {' | '.join('**something**' if run['left'] else 'nothing' for run in runs)} |")
+print(f"| left on the host afterwards | {' | '.join('–' if not run['specs'] else '**something**' if run['left'] else 'nothing' for run in runs)} |")
+print(f"| at commit | {' | '.join(run['commit'] for run in runs)} |")
+for run in runs:
+    if run["left"]:
+        print(f"\n{title(run)} left behind:\n\n```\n{run['left'][:2000]}```")
 
 reasons = {}
 names = sorted({name for run in runs for name in run["specs"]}, key=short)

@@ -4,6 +4,7 @@ Writes every spec's verdict to VERDICTS, if named. The last line sums up as Rust
 import json
 import pathlib
 import re
+import subprocess
 import sys
 import xml.etree.ElementTree
 
@@ -48,7 +49,10 @@ left = (folder / "left").read_text() if (folder / "left").exists() else "the hos
 if left:
     print(f"left behind:\n{left}", end="")
 if len(sys.argv) > 5 and verdicts:
-    pathlib.Path(sys.argv[5]).write_text(json.dumps({"containerd": containerd, "column": column, "left": left, "specs": verdicts}, indent=1))
+    describe = ["git", "-C", pathlib.Path(__file__).parent, "describe", "--always", "--dirty"]
+    commit = subprocess.run(describe, capture_output=True, text=True, check=True).stdout.strip()
+    verdict = {"containerd": containerd, "column": column, "commit": commit, "left": left, "specs": verdicts}
+    pathlib.Path(sys.argv[5]).write_text(json.dumps(verdict, indent=1))
 print(f"{counts['passed']} passed, {counts['expected']} failed as expected, {counts['skipped']} skipped by critest, {counts['failed']} failed")
 ok = not (counts["failed"] or left) and counts["passed"] > 0
 print(f"test result: {'ok' if ok else 'FAILED'}. {counts['passed'] + counts['expected']} passed; {counts['failed']} failed; "
