@@ -54,8 +54,9 @@ dist: kernel initramfs
 e2e-binary: dist
 	@tests/host/make-e2e target/dist
 
+# The tests of the tests' scripts, and Rust's: the second run when the first fail.
 test-unit: deps
-	$(CARGO) test --workspace
+	@tests/scripts_test.py && scripts=0 || scripts=1; $(CARGO) test --workspace && exit $$scripts
 
 # The agent alone, in a guest that QEMU boots: CASE=exec chooses cases.
 test-agent: kernel
