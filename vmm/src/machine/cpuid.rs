@@ -3,7 +3,7 @@
 //! The host's features as KVM supports them, less nested virtualization and the performance counters, in a topology
 //! of one socket with one thread per core.
 
-use kvm_bindings::{CpuId, kvm_cpuid_entry2};
+use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
 
 const FEATURES: u32 = 0x1;
 const CACHES_INTEL: u32 = 0x4;
@@ -35,7 +35,16 @@ const EXTENDED_ECX_PERFCTR_CORE: u32 = 1 << 23;
 /// Turns what KVM supports into the leaves of virtual CPU `id` out of `vcpus`.
 ///
 /// `tsc_deadline` says whether KVM emulates the local APIC's TSC-deadline timer, which KVM does not list by itself.
-pub fn tailor(cpuid: &mut CpuId, id: u8, vcpus: u8, tsc_deadline: bool) {
+///
+/// # Errors
+/// When the list has no room for the levels of the topology.
+pub fn tailor(
+    cpuid: &mut CpuId,
+    id: u8,
+    vcpus: u8,
+    tsc_deadline: bool,
+) -> Result<(), vmm_sys_util::fam::Error> {
+    complete_topology(cpuid)?;
     let apic_id = u32::from(id);
     let cores = u32::from(vcpus);
     // Bits of an APIC id that tell cores apart.
@@ -65,6 +74,7 @@ pub fn tailor(cpuid: &mut CpuId, id: u8, vcpus: u8, tsc_deadline: bool) {
             _ => {}
         }
     }
+    Ok(())
 }
 
 /// The extended states that a processor with these leaves has, as bits of XCR0; 0 without XSAVE.
@@ -95,6 +105,20 @@ fn share_cache(entry: &mut kvm_cpuid_entry2, cores: u32) {
     let level = (entry.eax >> 5) & 0b111;
     let sharing = if level >= 3 { cores.next_power_of_two() - 1 } else { 0 };
     entry.eax = (entry.eax & !(0xfff << 14)) | (sharing << 14);
+}
+
+/// Adds the core level to topology leaves of which KVM lists the first level only: without it, a guest takes every
+/// processor for a package of its own.
+fn complete_topology(cpuid: &mut CpuId) -> Result<(), vmm_sys_util::fam::Error> {
+    for function in [TOPOLOGY, TOPOLOGY_V2] {
+        let lists =
+            |index| cpuid.as_slice().iter().any(|entry| (entry.function, entry.index) == (function, index));
+        if lists(0) && !lists(1) {
+            let flags = KVM_CPUID_FLAG_SIGNIFCANT_INDEX;
+            cpuid.push(kvm_cpuid_entry2 { function, index: 1, flags, ..Default::default() })?;
+        }
+    }
+    Ok(())
 }
 
 fn topology(entry: &mut kvm_cpuid_entry2, apic_id: u32, cores: u32, core_bits: u32) {
@@ -133,7 +157,7 @@ mod tests {
             ..Default::default()
         };
         let mut cpuid = CpuId::from_entries(&[entry]).unwrap();
-        tailor(&mut cpuid, id, vcpus, true);
+        tailor(&mut cpuid, id, vcpus, true).unwrap();
         cpuid.as_slice()[0]
     }
 
@@ -183,6 +207,35 @@ mod tests {
             let amd = tailored(ADDRESS_SIZES, 0, 0, id, vcpus);
             assert_eq!(amd.ecx & 0xff, u32::from(id));
         }
+    }
+
+    #[test]
+    fn the_core_level_is_added_where_kvm_lists_the_first_level_only() {
+        for function in [TOPOLOGY, TOPOLOGY_V2] {
+            for vcpus in 1..=32u8 {
+                for id in 0..vcpus {
+                    let flags = KVM_CPUID_FLAG_SIGNIFCANT_INDEX;
+                    let first = kvm_cpuid_entry2 { function, flags, ..Default::default() };
+                    let mut cpuid = CpuId::from_entries(&[first]).unwrap();
+                    tailor(&mut cpuid, id, vcpus, true).unwrap();
+                    let [threads, cores] = cpuid.as_slice() else { panic!("{cpuid:?}") };
+                    assert_eq!((threads.index, threads.ebx, threads.ecx), (0, 1, 0x100));
+                    assert_eq!((cores.function, cores.index, cores.flags), (function, 1, flags));
+                    assert_eq!((cores.ebx, cores.ecx), (u32::from(vcpus), 0x201));
+                    assert_eq!(cores.edx, u32::from(id));
+                    assert_eq!(cores.edx >> cores.eax, 0, "one package");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn topology_leaves_that_are_absent_or_whole_stay_so() {
+        let entry = |function, index| kvm_cpuid_entry2 { function, index, ..Default::default() };
+        let mut cpuid =
+            CpuId::from_entries(&[entry(TOPOLOGY, 0), entry(TOPOLOGY, 1), entry(FEATURES, 0)]).unwrap();
+        tailor(&mut cpuid, 0, 2, true).unwrap();
+        assert_eq!(cpuid.as_slice().len(), 3);
     }
 
     #[test]

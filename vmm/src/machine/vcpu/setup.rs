@@ -35,6 +35,15 @@ pub enum VcpuError {
         #[source]
         source: kvm_ioctls::Error,
     },
+    /// KVM lists so many features that there is no room for the topology.
+    #[error("Cannot describe the topology to virtual CPU {id}: the list of processor features is full")]
+    Topology {
+        /// Which processor.
+        id: u8,
+        /// What the list says.
+        #[source]
+        source: vmm_sys_util::fam::Error,
+    },
     /// The segment table lies outside memory.
     #[error("Cannot write the initial segment table to guest memory")]
     SegmentTable(#[source] GuestMemoryError),
@@ -54,7 +63,8 @@ pub fn create(
     let kvm = |step| move |source| VcpuError::Kvm { id, step, source };
     let vcpu = vm.create_vcpu(u64::from(id)).map_err(kvm("make the state"))?;
     let mut cpuid = supported.clone();
-    cpuid::tailor(&mut cpuid, id, vcpus, tsc_deadline);
+    cpuid::tailor(&mut cpuid, id, vcpus, tsc_deadline)
+        .map_err(|source| VcpuError::Topology { id, source })?;
     vcpu.set_cpuid2(&cpuid).map_err(kvm("set the features"))?;
     enable_states(&vcpu, &cpuid).map_err(kvm("enable the extended states"))?;
     let msr = |index, data| kvm_msr_entry { index, data, ..Default::default() };
