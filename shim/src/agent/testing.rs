@@ -65,6 +65,11 @@ impl Fake {
         lock(&self.0.timed).clone()
     }
 
+    /// How many streams into the guest were opened.
+    pub fn streams(&self) -> usize {
+        lock(&self.0.streams).len()
+    }
+
     fn note<T>(&self, call: &'static str, request: &Request<T>) {
         if request.metadata().contains_key("grpc-timeout") {
             lock(&self.0.timed).push(call);

@@ -125,13 +125,12 @@ pub async fn create(
         };
         pod.extents.hold(&pod.agent, &layers).await.map_err(TaskError::failed)
     };
-    let streams = async { fifos.connect(pod.agent.machine(), &ids).await.map_err(TaskError::failed) };
     let volumes = async { pod.volumes.resolve(&request.id, &mut spec).await.map_err(TaskError::failed) };
-    let (layers, streams, volumes) = tokio::join!(layers, streams, volumes);
+    let (layers, volumes) = tokio::join!(layers, volumes);
     let mut made = Made { pod: &pod, id: &request.id, layers: Vec::new(), in_guest: false };
     let outcome = async {
         made.layers = layers?;
-        let (io, mounts) = (streams?, volumes?);
+        let mounts = volumes?;
         let message = CreateContainerRequest {
             container_id: request.id.clone(),
             spec: spec::encode(&spec).map_err(TaskError::failed)?.into(),
@@ -144,6 +143,9 @@ pub async fn create(
         if cancelled.is_cancelled() {
             return Err(called_off(&request.id));
         }
+        // Only now: the agent closes a stream that no call names for two minutes, and to make the image of a large layer can
+        // take longer.
+        let io = fifos.connect(pod.agent.machine(), &ids).await.map_err(TaskError::failed)?;
         made.in_guest = true;
         let message = pod.agent.request(message);
         pod.agent.call("create a container", pod.agent.client().create_container(message)).await?;

@@ -120,6 +120,7 @@ impl Exec {
                 io.end_input();
                 io.settle().await;
             }
+            // In this order without a pause: who waits for the end takes it for told.
             exec.life.set(Phase::Stopped(exit));
             publisher.publish(&exit_event(&container.id, &exec.id, container.pid(), exit));
             // A terminal ends with its process, though another one may hold it open. Pipes are read to their ends.
@@ -129,6 +130,17 @@ impl Exec {
                 io.close_when_quiet().await;
             }
         });
+    }
+
+    /// Waits until containerd has been told of the end of a process that runs, or is just being started.
+    pub(super) async fn told(&self) {
+        let phase = {
+            let _started = self.turn.lock().await;
+            self.life.phase()
+        };
+        if phase != Phase::Created {
+            self.life.ended().await;
+        }
     }
 
     /// Sends the process a signal.

@@ -41,6 +41,8 @@ pub(crate) use removal::Removal;
 
 /// Time the carrying back of termination logs may take before the exit is told.
 const COLLECT_DEADLINE: Duration = Duration::from_secs(10);
+/// Time the ends of a container's execs may take before its own is told: their last words have ten seconds.
+const EXECS_DEADLINE: Duration = Duration::from_secs(12);
 
 /// What belongs to a container's first process alone.
 #[derive(Debug)]
@@ -162,7 +164,7 @@ impl Container {
                     tracing::warn!(container = container.id, "the termination log takes too long");
                 }
             };
-            tokio::join!(collect, container.io.settle());
+            tokio::join!(collect, container.io.settle(), container.execs_ended());
             if waited.is_ok_and(|answer| answer.oom_killed) {
                 container.tell_oom(&publisher);
             }
@@ -173,6 +175,16 @@ impl Container {
             // others have ended; a guest that keeps an output open all the same is not waited for.
             container.io.close_when_quiet().await;
         });
+    }
+
+    /// Waits, for a bounded time, until the ends of all execs that run are told. containerd is to hear of a container's end
+    /// last, as of runc's: with it the container is over.
+    async fn execs_ended(&self) {
+        let execs: Vec<_> = self.execs().values().cloned().collect();
+        let ended = futures_util::future::join_all(execs.iter().map(|exec| exec.told()));
+        if tokio::time::timeout(EXECS_DEADLINE, ended).await.is_err() {
+            tracing::warn!(container = self.id, "an exec does not end although its container has ended");
+        }
     }
 
     /// Tells containerd, once, that the container was short of memory.

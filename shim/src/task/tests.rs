@@ -1,7 +1,8 @@
-use ravelin_policy::Size;
+use ravelin_policy::{PolicyConfig, Size};
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use super::testing::container;
 use super::*;
@@ -50,6 +51,48 @@ async fn a_container_that_ends_while_it_is_started_has_started_before_it_ended()
     container.life().ended().await;
     tokio::task::yield_now().await;
     assert_eq!(publisher.queued(), ["/tasks/start", "/tasks/exit"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_ends_of_execs_are_told_before_that_of_their_container() {
+    let fake = Fake::default();
+    let pod = Arc::new(pod_of(&fake).await);
+    let (container, sandbox) = (container(&pod, Io::default(), Asked::default()), sandbox(&pod, SIZE));
+    let publisher = Publisher::start(None, "k8s.io");
+    fake.let_start();
+    container.start(&publisher).await.unwrap();
+    // The guest leaves its output open, so that its end waits for last words; the container's own does not.
+    let directory = tempfile::tempdir().unwrap();
+    let paths = Paths { stdout: fifo(directory.path(), "stdout"), ..Paths::default() };
+    container.add_exec(Exec::new("e".to_owned(), Vec::new(), paths)).unwrap();
+    container.add_exec(Exec::new("never-started".to_owned(), Vec::new(), Paths::default())).unwrap();
+    container.exec("e").unwrap().start(&container, &sandbox, &publisher).await.unwrap();
+    container.watch(&sandbox, &publisher);
+    container.life().ended().await;
+    tokio::task::yield_now().await;
+    assert_eq!(publisher.exits(), ["e", "c"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn streams_are_opened_only_when_the_layers_are_there() {
+    let fake = Fake::default();
+    let pod = Arc::new(pod_of(&fake).await);
+    let directory = tempfile::tempdir().unwrap();
+    let spec = serde_json::json!({ "ociVersion": "1.1.0", "root": { "path": "rootfs" },
+                                   "process": { "cwd": "/", "args": ["sh"], "user": { "uid": 0, "gid": 0 } },
+                                   "linux": { "namespaces": [{ "type": "pid" }] } });
+    std::fs::write(directory.path().join("config.json"), spec.to_string()).unwrap();
+    let request = Request {
+        id: "c".to_owned(),
+        bundle: directory.path().to_str().unwrap().to_owned(),
+        rootfs: Vec::new(),
+        paths: Paths { stdout: fifo(directory.path(), "stdout"), ..Paths::default() },
+    };
+    let neighbours = Neighbours::default();
+    let made = create(request, pod, &PolicyConfig::default(), &neighbours, &CancellationToken::new()).await;
+    let error = made.unwrap_err().to_string();
+    assert!(error.contains("no root file system"), "{error}");
+    assert_eq!(fake.streams(), 0, "the agent would wait for a container that names them");
 }
 
 #[tokio::test(start_paused = true)]
