@@ -20,6 +20,31 @@ fn a_killed_shim_is_seen_as_an_exit_and_cleaned_up() {
     dies(&host, |pod| kill(pod, "containerd-shim-ravelin-v2"));
 }
 
+/// The kubelet's limit of the pod is on the machine too: what the node's kernel kills for it is told as what it would tell
+/// of a container.
+#[test]
+fn a_machine_killed_by_the_nodes_kernel_for_memory_is_reported_as_oom_killed() {
+    let Some(host) = Host::shared_with_ravelin() else { return };
+    if !Host::has_cgroup2() {
+        println!("left out: cgroup v1 gives no limit below what is used");
+        return;
+    }
+    let pod = host.pod().start();
+    let idle = pod.container().idle().start();
+    let hungry = pod.container().idle().start();
+    // Memory of the machine that the node can take only by killing it.
+    hungry.exec_sh("head -c 60000000 /dev/zero > /dev/shm/kept");
+    let traces = pod.traces();
+    pod.allow(32);
+    for container in [&idle, &hungry] {
+        let ended = container.ended();
+        assert_eq!((ended.code, ended.reason.as_str()), (137, "OOMKilled"), "{ended:?}");
+    }
+    eventually("the pod is seen to have ended", || (pod.state() == "SANDBOX_NOTREADY").then_some(()));
+    pod.remove();
+    traces.assert_gone();
+}
+
 /// As systemd does when the node goes down and nobody has ended the pods before.
 #[test]
 fn a_shim_that_is_told_to_end_lets_its_containers_end_first() {

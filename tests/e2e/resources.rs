@@ -130,6 +130,10 @@ fn pods_see_the_size_that_the_table_says() {
         let pod = host.pod().sized(2000, 3840).start();
         assert_size(&pod, 2, 4096);
         assert_eq!(processor_limit(&pod), None);
+        // One package of two processors: programs that are licensed or place their threads by package count them.
+        let packages = "cd /sys/devices/system/cpu; cat cpu0/topology/physical_package_id cpu1/topology/physical_package_id
+                        awk -F ': ' '/^physical id/ { print $2 }' /proc/cpuinfo";
+        assert_eq!(pod.sh(packages).output(), "0\n0\n0\n0\n");
     }
 }
 

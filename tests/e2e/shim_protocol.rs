@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 use containerd_shim_protos::api::{
-    CloseIORequest, CreateTaskRequest, PauseRequest, PidsRequest, ResizePtyRequest, ResumeRequest,
-    StatsRequest, UpdateTaskRequest,
+    CloseIORequest, CreateTaskRequest, ExecProcessRequest, PauseRequest, PidsRequest, ResizePtyRequest,
+    ResumeRequest, StateRequest, StatsRequest, UpdateTaskRequest,
 };
 use containerd_shim_protos::cgroups_v2::metrics::Metrics;
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
@@ -109,14 +109,10 @@ fn a_tasks_life_is_told_in_order_and_refused_out_of_order() {
     shim.delete("long", "e3").expect("one that was never started can be deleted");
 
     // Paused, resumed, limited, counted.
-    let mut pause = PauseRequest::new();
-    pause.id = "long".to_owned();
-    shim.tasks().pause(context(), &pause).expect("it can be paused");
+    pause(&shim, "long");
     assert_eq!(shim.state("long", "").as_deref(), Ok("PAUSED"));
     assert_eq!(code(shim.delete("long", "")), Code::FAILED_PRECONDITION);
-    let mut resume = ResumeRequest::new();
-    resume.id = "long".to_owned();
-    shim.tasks().resume(context(), &resume).expect("it can be resumed");
+    resume(&shim, "long");
     assert_eq!(shim.state("long", "").as_deref(), Ok("RUNNING"));
     let mut update = UpdateTaskRequest::new();
     update.id = "long".to_owned();
@@ -126,9 +122,6 @@ fn a_tasks_life_is_told_in_order_and_refused_out_of_order() {
     update.resources = MessageField::some(limits);
     shim.tasks().update(context(), &update).expect("it can be limited");
     assert_eq!(stats(&shim, "long").memory.usage_limit, 64 << 20);
-    let mut pids = PidsRequest::new();
-    pids.id = "long".to_owned();
-    assert!(!shim.tasks().pids(context(), &pids).expect("it has processes").processes.is_empty());
     assert_eq!(code(shim.delete("long", "")), Code::FAILED_PRECONDITION);
     output.says("begun\n");
     // As kill(2): whether it is there.
@@ -183,6 +176,73 @@ fn a_tasks_life_is_told_in_order_and_refused_out_of_order() {
     let events =
         [format!("create {id}"), format!("start {id}"), format!("exit {id} 137"), format!("delete {id}")];
     shim.expect_events(id, &events.each_ref().map(String::as_str));
+}
+
+#[test]
+fn an_exec_stands_still_and_ends_with_its_container() {
+    let Some(host) = Host::shared_with_ravelin() else { return };
+    let shim = Shim::start(&host, Bootstrap::Params);
+    shim.run_sandbox();
+    shim.create("first", IDLE).expect("a container");
+    shim.start_process("first", "").expect("it starts");
+
+    // What is no process is refused and leaves nothing.
+    let mut nonsense = ExecProcessRequest::new();
+    (nonsense.id, nonsense.exec_id) = ("first".to_owned(), "e".to_owned());
+    let mut half = Any::new();
+    half.type_url = "types.containerd.io/opencontainers/runtime-spec/1/Process".to_owned();
+    half.value = b"{\"args\": [\"true\"".to_vec();
+    nonsense.spec = MessageField::some(half);
+    match shim.tasks().exec(context(), &nonsense) {
+        Err(ttrpc::Error::RpcStatus(status)) => {
+            assert_eq!(status.code(), Code::INVALID_ARGUMENT, "{}", status.message);
+        }
+        other => panic!("half a process was not refused: {other:?}"),
+    }
+    assert_eq!(code(shim.state("first", "e")), Code::NOT_FOUND);
+
+    // Among the processes that are listed is the one that State names.
+    for id in [shim.id.as_str(), "first"] {
+        let mut state = StateRequest::new();
+        state.id = id.to_owned();
+        let pid = shim.tasks().state(context(), &state).expect("it has a state").pid;
+        let mut pids = PidsRequest::new();
+        pids.id = id.to_owned();
+        let listed = shim.tasks().pids(context(), &pids).expect("it has processes").processes;
+        assert!(pid > 0 && listed.iter().any(|process| process.pid == pid), "{id}: {pid} in {listed:?}");
+    }
+
+    let exec = shim.exec("first", "e", "echo begun; exec sleep 1000").expect("an exec");
+    shim.start_process("first", "e").expect("it starts");
+    exec.says("begun\n");
+    pause(&shim, "first");
+    assert_eq!(shim.state("first", "e").as_deref(), Ok("PAUSED"));
+    resume(&shim, "first");
+    assert_eq!(shim.state("first", "e").as_deref(), Ok("RUNNING"));
+
+    // The end of an exec is told before its container's, whichever the guest tells first: nothing says which, so it is
+    // tried a few times.
+    for id in ["first", "second", "third"] {
+        if id != "first" {
+            shim.create(id, IDLE).expect("a container");
+            shim.start_process(id, "").expect("it starts");
+            let exec = shim.exec(id, "e", "echo begun; exec sleep 1000").expect("an exec");
+            shim.start_process(id, "e").expect("it starts");
+            exec.says("begun\n");
+        }
+        shim.kill(id, "", 9).expect("it can be killed");
+        assert_eq!(shim.wait(id, ""), Ok(137));
+        assert_eq!(shim.wait(id, "e"), Ok(137));
+        shim.delete(id, "e").expect("it can be deleted");
+        shim.delete(id, "").expect("it can be deleted");
+        let lines = |kinds: &[&str]| kinds.iter().map(|line| line.replace("ID", id)).collect::<Vec<_>>();
+        let paused: &[&str] = if id == "first" { &["paused ID", "resumed ID"] } else { &[] };
+        let begun = ["create ID", "start ID", "exec-added ID/e", "exec-started ID/e"];
+        let ended = ["exit ID/e 137", "exit ID 137", "delete ID"];
+        let expected = [lines(&begun), lines(paused), lines(&ended)].concat();
+        shim.expect_events(id, &expected.iter().map(String::as_str).collect::<Vec<_>>());
+    }
+    shim.remove_sandbox();
 }
 
 #[test]
@@ -364,6 +424,22 @@ fn many_lives_leave_nothing_in_the_shim_and_the_machine() {
         "of {available_before} KiB the guest has {available_now} after {cycles} lives"
     );
     shim.remove_sandbox();
+}
+
+/// Pause of a container.
+#[track_caller]
+fn pause(shim: &Shim<'_>, id: &str) {
+    let mut request = PauseRequest::new();
+    request.id = id.to_owned();
+    shim.tasks().pause(context(), &request).expect("it can be paused");
+}
+
+/// Resume of a container.
+#[track_caller]
+fn resume(shim: &Shim<'_>, id: &str) {
+    let mut request = ResumeRequest::new();
+    request.id = id.to_owned();
+    shim.tasks().resume(context(), &request).expect("it can be resumed");
 }
 
 /// How many processes have this parent.
