@@ -9,9 +9,12 @@ use libcgroups::common::{CgroupManager, ControllerOpt};
 use libcgroups::v2::manager::Manager;
 use oci_spec::runtime::LinuxResources;
 use ravelin_proto::agent as api;
+use rustix::fs::rmdir;
+use rustix::io::Errno;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::time::Instant;
 
+use super::cgroup_tree;
 use crate::error::{AgentError, Attempt, Result, chain};
 use crate::paths;
 
@@ -106,12 +109,9 @@ impl Cgroup {
     ///
     /// When the kernel refuses to list them.
     pub fn pids(&self) -> Result<Vec<u32>> {
-        let mut pids = Vec::new();
-        for directory in self.tree().attempt(|| format!("list the processes of {}", self.id))? {
-            let procs = fs::read_to_string(directory.join("cgroup.procs")).unwrap_or_default();
-            pids.extend(procs.lines().filter_map(|line| line.parse::<u32>().ok()));
-        }
-        Ok(pids)
+        cgroup_tree::open(&self.path)
+            .and_then(|cgroup| cgroup_tree::pids(&cgroup))
+            .attempt(|| format!("list the processes of {}", self.id))
     }
 
     /// Freezes or thaws it, and waits until that is so, or until `deadline`.
@@ -146,19 +146,15 @@ impl Cgroup {
     /// When processes are still there at `deadline`.
     pub fn remove(&self, deadline: Instant) -> Result<()> {
         loop {
-            let mut tree = match self.tree() {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-                tree => tree.attempt(|| format!("list the cgroups of {}", self.id))?,
+            let cgroup = match cgroup_tree::open(&self.path) {
+                Err(Errno::NOENT) => return Ok(()),
+                cgroup => cgroup.attempt(|| format!("open the cgroup of {}", self.id))?,
             };
             let _ = fs::write(self.path.join("cgroup.freeze"), "0");
             self.kill()?;
-            tree.reverse();
-            let removed = tree.iter().try_for_each(|directory| match fs::remove_dir(directory) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-                other => other,
-            });
+            let removed = cgroup_tree::remove_below(&cgroup).and_then(|()| rmdir(&self.path));
             match removed {
-                Ok(()) => return Ok(()),
+                Ok(()) | Err(Errno::NOENT) => return Ok(()),
                 Err(error) if Instant::now() > deadline => {
                     return Err(error).attempt(|| format!("remove the cgroup of {}", self.id));
                 }
@@ -235,25 +231,6 @@ impl Cgroup {
     fn keyed(&self, file: &str, key: &str) -> Option<u64> {
         self.table(file).into_iter().find(|(name, _)| name == key).map(|(_, value)| value)
     }
-
-    /// Its directory and all below, parents first. What its processes remove meanwhile may be missing.
-    fn tree(&self) -> io::Result<Vec<PathBuf>> {
-        let mut tree = vec![self.path.clone()];
-        let mut at = 0;
-        while let Some(directory) = tree.get(at).cloned() {
-            let entries = match fs::read_dir(&directory) {
-                Err(error) if at > 0 && error.kind() == io::ErrorKind::NotFound => None,
-                entries => Some(entries?),
-            };
-            for entry in entries.into_iter().flatten().flatten() {
-                if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                    tree.push(entry.path());
-                }
-            }
-            at += 1;
-        }
-        Ok(tree)
-    }
 }
 
 /// A line of `io.stat`: `254:16 rbytes=1 wbytes=2 rios=3 wios=4 dbytes=0 dios=0`.
@@ -289,33 +266,15 @@ mod tests {
     }
 
     #[test]
-    fn a_tree_has_parents_before_what_is_in_them_and_no_files() {
-        let (_parent, cgroup) = stand_in();
-        fs::write(cgroup.path.join("cgroup.procs"), "7\n").unwrap();
-        fs::write(cgroup.path.join("a/deep/cgroup.procs"), "8\nx\n9\n").unwrap();
-        let tree = cgroup.tree().unwrap();
-        let mut names: Vec<_> =
-            tree.iter().map(|path| path.strip_prefix(&cgroup.path).unwrap().to_str().unwrap()).collect();
-        let at = |name: &str| names.iter().position(|other| *other == name).unwrap();
-        assert!(at("") < at("a") && at("a") < at("a/deep") && at("") < at("b"), "{names:?}");
-        names.sort_unstable();
-        assert_eq!(names, ["", "a", "a/deep", "b"]);
-        let mut pids = cgroup.pids().unwrap();
-        pids.sort_unstable();
-        assert_eq!(pids, [7, 8, 9]);
-    }
-
-    #[test]
     fn a_cgroup_that_stays_is_an_error_until_it_is_gone() {
         let (_parent, cgroup) = stand_in();
         let refused = cgroup.remove(Instant::now()).unwrap_err();
         assert!(refused.to_string().starts_with("remove the cgroup of c: "), "{refused}");
         // It was told to die, and what is below it went first.
         assert_eq!(fs::read_to_string(cgroup.path.join("cgroup.kill")).unwrap(), "1");
-        assert_eq!(cgroup.tree().unwrap(), std::slice::from_ref(&cgroup.path));
+        assert!(!cgroup.path.join("a").exists() && !cgroup.path.join("b").exists());
         fs::remove_dir_all(&cgroup.path).unwrap();
         cgroup.remove(Instant::now()).unwrap();
-        assert_eq!(cgroup.tree().unwrap_err().kind(), io::ErrorKind::NotFound);
     }
 
     #[test]

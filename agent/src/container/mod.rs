@@ -1,6 +1,7 @@
 //! Containers: what one is, how it is made, started and taken down.
 
 pub mod cgroup;
+mod cgroup_tree;
 mod create;
 mod destinations;
 mod devices;

@@ -9,6 +9,12 @@ use crate::{log, paths};
 /// Memory, in bytes, that containers cannot push the agent out of.
 const AGENT_MEMORY: u64 = 32 << 20;
 
+/// How deep cgroups that containers make may lie below one another: deeper than container managers go, and not so deep that
+/// walking them is a matter of its own.
+const DEPTH: u64 = 64;
+/// How many cgroups a pod may have.
+const CGROUPS: u64 = 1 << 14;
+
 /// Makes the tree, moves the agent to its place and reserves it processes and memory.
 pub(super) fn prepare() -> Result<()> {
     enable_controllers(Path::new(paths::CGROUP))?;
@@ -21,6 +27,8 @@ pub(super) fn prepare() -> Result<()> {
 
     // Best effort from here: without these limits containers still run.
     set(paths::AGENT_CGROUP, "memory.min", AGENT_MEMORY);
+    set(paths::POD_CGROUP, "cgroup.max.depth", DEPTH);
+    set(paths::POD_CGROUP, "cgroup.max.descendants", CGROUPS);
     set(
         paths::POD_CGROUP,
         "pids.max",
