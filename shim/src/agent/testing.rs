@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use futures_util::stream::{self, Stream};
@@ -29,6 +30,7 @@ pub struct Fake(Arc<Inner>);
 struct Inner {
     may_start: watch::Sender<bool>,
     updates: Mutex<Vec<UpdateRequest>>,
+    refuses_update: AtomicBool,
     timed: Mutex<Vec<&'static str>>,
     /// Streams into the guest: they stay open as long as the agent is there.
     streams: Mutex<Vec<UnixStream>>,
@@ -68,6 +70,11 @@ impl Fake {
     /// How many streams into the guest were opened.
     pub fn streams(&self) -> usize {
         lock(&self.0.streams).len()
+    }
+
+    /// Whether the next `Update` is refused.
+    pub fn refuse_next_update(&self, refuse: bool) {
+        self.0.refuses_update.store(refuse, Ordering::Relaxed);
     }
 
     fn note<T>(&self, call: &'static str, request: &Request<T>) {
@@ -133,6 +140,9 @@ fake! {
 
         async fn update(&self, request: Request<UpdateRequest>) -> Result<Response<Empty>, Status> {
             lock(&self.0.updates).push(request.into_inner());
+            if self.0.refuses_update.swap(false, Ordering::Relaxed) {
+                return Err(Status::internal("no"));
+            }
             Ok(Response::new(Empty {}))
         }
     }

@@ -18,7 +18,7 @@ mod uid;
 pub use files::PodFiles;
 pub use pod::Pod;
 pub use request::Request;
-pub use resize::Asked;
+pub use resize::{Asked, ContainerLimits};
 
 use std::io;
 use std::path::PathBuf;

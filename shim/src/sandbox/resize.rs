@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use oci_spec::runtime::LinuxResources;
 use ravelin_policy::{MIN_MEMORY_MIB, Size};
+use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::plan::machine_bytes;
@@ -39,38 +40,6 @@ pub struct Asked {
 }
 
 impl Asked {
-    /// What it becomes by an OCI spec's `linux.resources`, in which what is not there stays as it is.
-    #[must_use]
-    pub fn changed_by(self, resources: &LinuxResources) -> Self {
-        let mut now = self;
-        let cpu = resources.cpu().as_ref();
-        if let Some(quota) = cpu.and_then(oci_spec::runtime::LinuxCpu::quota) {
-            let period = cpu.and_then(oci_spec::runtime::LinuxCpu::period).filter(|period| *period > 0);
-            let quota = u64::try_from(quota).unwrap_or_default();
-            now.cpu_millis = quota.saturating_mul(1000) / period.unwrap_or(PERIOD_US);
-        }
-        let memory = resources.memory().as_ref().and_then(oci_spec::runtime::LinuxMemory::limit);
-        if let Some(bytes) = memory {
-            now.memory_bytes = u64::try_from(bytes).unwrap_or_default();
-        }
-        now.unbounded = now.memory_bytes == 0;
-        now
-    }
-
-    /// The `LinuxResources`, as JSON, that bring this back.
-    #[must_use]
-    pub fn as_limits(self) -> Vec<u8> {
-        let unlimited = || serde_json::json!(-1);
-        let quota = match self.cpu_millis {
-            0 => unlimited(),
-            millis => serde_json::json!(millis.saturating_mul(PERIOD_US) / 1000),
-        };
-        let memory = if self.unbounded { unlimited() } else { serde_json::json!(self.memory_bytes) };
-        serde_json::json!({ "cpu": { "quota": quota, "period": PERIOD_US }, "memory": { "limit": memory } })
-            .to_string()
-            .into_bytes()
-    }
-
     /// Both together.
     #[must_use]
     pub fn plus(self, other: Self) -> Self {
@@ -78,6 +47,74 @@ impl Asked {
             cpu_millis: self.cpu_millis.saturating_add(other.cpu_millis),
             memory_bytes: self.memory_bytes.saturating_add(other.memory_bytes),
             unbounded: self.unbounded || other.unbounded,
+        }
+    }
+}
+
+/// All the limits of a container: its spec's `linux.resources`, as JSON, with every change since.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ContainerLimits(Value);
+
+impl Default for ContainerLimits {
+    /// Those of a container that has none, in words that take others back.
+    fn default() -> Self {
+        Self(json!({
+            "cpu": { "quota": -1, "period": PERIOD_US, "shares": 1024 },
+            "memory": { "limit": -1 },
+            "pids": { "limit": -1 },
+        }))
+    }
+}
+
+impl ContainerLimits {
+    /// What they become by an OCI spec's `linux.resources`, in which what is not there stays as it is. Devices are no limits.
+    ///
+    /// # Errors
+    /// When the resources cannot be written as JSON.
+    pub fn changed_by(&self, resources: &LinuxResources) -> serde_json::Result<Self> {
+        let mut change = serde_json::to_value(resources)?;
+        if let Some(change) = change.as_object_mut() {
+            change.remove("devices");
+        }
+        let mut limits = self.0.clone();
+        merge(&mut limits, change);
+        Ok(Self(limits))
+    }
+
+    /// What the container may use by them.
+    #[must_use]
+    pub fn asked(&self) -> Asked {
+        let number = |group: &str, name: &str| self.0[group][name].as_u64().unwrap_or_default();
+        let period = number("cpu", "period").max(1);
+        let memory_bytes = number("memory", "limit");
+        Asked {
+            cpu_millis: number("cpu", "quota").saturating_mul(1000) / period,
+            memory_bytes,
+            unbounded: memory_bytes == 0,
+        }
+    }
+
+    /// The `LinuxResources`, as JSON, that bring them back whole.
+    #[must_use]
+    pub fn to_json(&self) -> Vec<u8> {
+        self.0.to_string().into_bytes()
+    }
+}
+
+/// Lays a change over limits, member by member. Numbers of which zero stands for "as it is" are left as they are.
+fn merge(limits: &mut Value, change: Value) {
+    const ZERO_IS_NONE: [&str; 5] = ["quota", "period", "shares", "limit", "reservation"];
+    let Value::Object(change) = change else {
+        *limits = change;
+        return;
+    };
+    if !limits.is_object() {
+        *limits = json!({});
+    }
+    for (name, value) in change {
+        let says_nothing = value.is_null() || value == 0 && ZERO_IS_NONE.contains(&name.as_str());
+        if !says_nothing {
+            merge(&mut limits[name.as_str()], value);
         }
     }
 }
@@ -235,7 +272,6 @@ impl Sandbox {
 mod tests {
     use super::super::plan;
     use super::*;
-    use serde_json::json;
 
     fn asked(cpu_millis: u64, memory_mib: u64) -> Asked {
         Asked { cpu_millis, memory_bytes: memory_mib << 20, unbounded: false }
@@ -244,20 +280,47 @@ mod tests {
     #[test]
     fn what_a_container_asks_for_is_read_from_its_spec() {
         let changed =
-            |had: Asked, by: serde_json::Value| had.changed_by(&serde_json::from_value(by).unwrap());
-        let of = |resources| changed(Asked::default(), resources);
-        let resources = json!({ "cpu": { "quota": 25000, "period": 50000 }, "memory": { "limit": 1048576 } });
-        assert_eq!(of(resources), asked(500, 1));
+            |had: &ContainerLimits, by: Value| had.changed_by(&serde_json::from_value(by).unwrap()).unwrap();
+        let of = |resources| changed(&ContainerLimits::default(), resources);
+        let limits =
+            of(json!({ "cpu": { "quota": 25000, "period": 50000 }, "memory": { "limit": 1048576 } }));
+        assert_eq!(limits.asked(), asked(500, 1));
         let unbounded = Asked { unbounded: true, ..Asked::default() };
-        assert_eq!(of(json!({ "cpu": { "quota": -1 }, "memory": { "limit": -1 } })), unbounded);
-        assert_eq!(of(json!({})), unbounded);
-        // What an update does not speak of stays.
-        assert_eq!(changed(asked(500, 1), json!({ "cpu": { "quota": 20000 } })), asked(200, 1));
-        assert_eq!(changed(asked(500, 1), json!({ "memory": { "limit": 2097152 } })), asked(500, 2));
-        for had in [asked(500, 1), unbounded, Asked { cpu_millis: 0, ..asked(0, 64) }] {
-            let back = serde_json::from_slice(&had.as_limits()).unwrap();
-            assert_eq!(asked(200, 3).changed_by(&back), had);
-        }
+        assert_eq!(of(json!({ "cpu": { "quota": -1 }, "memory": { "limit": -1 } })).asked(), unbounded);
+        assert_eq!(of(json!({})).asked(), unbounded);
+        // What an update does not speak of stays, and so does what it says nothing about with a zero.
+        assert_eq!(changed(&limits, json!({ "cpu": { "quota": 20000 } })).asked(), asked(400, 1));
+        assert_eq!(changed(&limits, json!({ "memory": { "limit": 2097152 } })).asked(), asked(500, 2));
+        assert_eq!(changed(&limits, json!({ "cpu": { "quota": 0 }, "memory": { "limit": 0 } })), limits);
+    }
+
+    #[test]
+    fn limits_come_back_whole() {
+        let parsed = |limits: &ContainerLimits| -> LinuxResources {
+            serde_json::from_slice(&limits.to_json()).unwrap()
+        };
+        let spec = json!({
+            "devices": [{ "allow": false, "access": "rwm" }],
+            "cpu": { "quota": 25000, "period": 50000, "shares": 512, "cpus": "0-1" },
+            "memory": { "limit": 1048576, "swap": 1048576 },
+            "pids": { "limit": 100 },
+            "hugepageLimits": [{ "pageSize": "2MB", "limit": 0 }],
+            "unified": { "memory.high": "900000" },
+        });
+        let had =
+            ContainerLimits::default().changed_by(&serde_json::from_value(spec.clone()).unwrap()).unwrap();
+        let update = json!({
+            "cpu": { "quota": 1000, "shares": 2 }, "memory": { "limit": 2097152, "swap": 4194304 },
+            "pids": { "limit": 7 }, "unified": { "memory.high": "max" }
+        });
+        let now = had.changed_by(&serde_json::from_value(update).unwrap()).unwrap();
+        assert_eq!(now.changed_by(&parsed(&had)).unwrap(), had);
+        let mut limits = spec;
+        limits.as_object_mut().unwrap().remove("devices");
+        assert_eq!(parsed(&had), serde_json::from_value(limits).unwrap());
+        // What the container did not limit has no limit again.
+        let none = ContainerLimits::default();
+        assert_eq!(now.changed_by(&parsed(&none)).unwrap().asked(), none.asked());
     }
 
     #[test]

@@ -267,30 +267,31 @@ impl Service {
         })?;
         let _turn = self.resizing.lock().await;
         let others = self.asked_by_all_but(&container.id);
-        let (sandbox, had) = (self.sandbox()?, container.asked());
-        let asked = had.changed_by(&parsed);
-        sandbox.can_give(self.config.sizing.overhead_mib, had, asked, others)?;
-        let all = others.plus(asked);
+        let (sandbox, had) = (self.sandbox()?, container.limits());
+        let limits = had.changed_by(&parsed).map_err(TaskError::failed)?;
+        let (from, to) = (had.asked(), limits.asked());
+        sandbox.can_give(self.config.sizing.overhead_mib, from, to, others)?;
+        let all = others.plus(to);
         // The guest has the memory before its containers may use it, and gives it up when they no longer may. Where memory is
         // not what changes, the guest keeps what it has: containers that are still to come may need it.
-        let more = !had.unbounded && (asked.unbounded || asked.memory_bytes > had.memory_bytes);
-        let less = !asked.unbounded && (had.unbounded || asked.memory_bytes < had.memory_bytes);
-        if more {
-            sandbox.give_memory(all, &self.config).await?;
+        let more = !from.unbounded && (to.unbounded || to.memory_bytes > from.memory_bytes);
+        let less = !to.unbounded && (from.unbounded || to.memory_bytes < from.memory_bytes);
+        let resized = async {
+            if more {
+                sandbox.give_memory(all, &self.config).await?;
+            }
+            container.update(resources, limits).await?;
+            sandbox.give_cpu_time(all)?;
+            if less {
+                sandbox.give_memory(all, &self.config).await?;
+            }
+            Ok(())
         }
-        let updated = container.update(resources, asked).await;
-        if more && updated.is_err() {
-            let _ = sandbox.give_memory(others.plus(had), &self.config).await;
-        }
-        updated?;
-        let mut given = sandbox.give_cpu_time(all);
-        if less && given.is_ok() {
-            given = sandbox.give_memory(all, &self.config).await;
-        }
-        if given.is_err() {
-            // Nothing of a resize that fails shall last.
-            let before = others.plus(had);
-            let mut back = container.update(had.as_limits(), had).await;
+        .await;
+        if resized.is_err() {
+            // Nothing of a resize that fails shall last, and a guest that refuses may have done a part of it.
+            let before = others.plus(from);
+            let mut back = container.update(had.to_json(), had).await;
             back = back.and(sandbox.give_cpu_time(before));
             if more {
                 back = back.and(sandbox.give_memory(before, &self.config).await);
@@ -299,7 +300,7 @@ impl Service {
                 tracing::warn!(container = container.id, "the limits before the resize: {}", chain(&error));
             }
         }
-        given
+        resized
     }
 
     /// Gives a guest that was given other memory than it was born with what its containers may use by now.

@@ -14,7 +14,7 @@ use crate::cgroup::oom;
 use crate::error::{TaskError, bounded};
 use crate::extents::Held;
 use crate::rootfs::RootfsMount;
-use crate::sandbox::{Asked, Pod};
+use crate::sandbox::{ContainerLimits, Pod};
 use crate::spec::{self, PidNamespace};
 use crate::stdio::{Fifos, Io, Paths};
 
@@ -100,12 +100,8 @@ pub async fn create(
     if let Some(files) = &pod.files {
         files.mount(&mut spec);
     }
-    let asked = spec
-        .linux()
-        .as_ref()
-        .and_then(|linux| linux.resources().as_ref())
-        .map(|resources| Asked::default().changed_by(resources));
-    let asked = asked.unwrap_or(Asked { unbounded: true, ..Asked::default() });
+    let resources = spec.linux().as_ref().and_then(|linux| linux.resources().clone()).unwrap_or_default();
+    let limits = ContainerLimits::default().changed_by(&resources).map_err(TaskError::failed)?;
     let fifos = Fifos::open(&request.paths).map_err(TaskError::failed)?;
     let ids = fifos.ids(&pod.next_stream);
     let (pid_namespace, pid_target) =
@@ -158,7 +154,7 @@ pub async fn create(
     match outcome {
         Ok(io) => {
             let layers = std::mem::take(&mut made.layers);
-            let init = Init { layers, asked, terminal: ids.terminal };
+            let init = Init { layers, limits, terminal: ids.terminal };
             Ok(Container::new(request, Arc::clone(&pod), init, io))
         }
         Err(error) => {

@@ -30,7 +30,7 @@ use crate::events::{Publisher, timestamp};
 use crate::extents::Held;
 use crate::process::{Exit, Life, Phase};
 use crate::sandbox::supervisor::deadline;
-use crate::sandbox::{Asked, Pod, Sandbox};
+use crate::sandbox::{Asked, ContainerLimits, Pod, Sandbox};
 use crate::stdio::{Io, Paths};
 use crate::sync::lock;
 #[cfg(test)]
@@ -48,7 +48,7 @@ const EXECS_DEADLINE: Duration = Duration::from_secs(12);
 #[derive(Debug)]
 pub(crate) struct Init {
     layers: Vec<Held>,
-    asked: Asked,
+    limits: ContainerLimits,
     terminal: bool,
 }
 
@@ -73,7 +73,7 @@ pub struct Container {
     killed: AtomicBool,
     removal: Arc<Removal>,
     /// Its limits.
-    asked: Mutex<Asked>,
+    limits: Mutex<ContainerLimits>,
     /// What the guest last said of its use.
     counters: Mutex<Option<Metrics>>,
     /// One start, exit or deletion at a time, so that their events come in order.
@@ -96,7 +96,7 @@ impl Container {
             oom_told: AtomicBool::new(false),
             killed: AtomicBool::new(false),
             removal: Arc::default(),
-            asked: Mutex::new(init.asked),
+            limits: Mutex::new(init.limits),
             counters: Mutex::default(),
             turn: tokio::sync::Mutex::default(),
         }
@@ -271,20 +271,26 @@ impl Container {
     /// What it may use now, as far as its limits say.
     #[must_use]
     pub fn asked(&self) -> Asked {
-        if self.life.exit().is_some() { Asked::default() } else { *lock(&self.asked) }
+        if self.life.exit().is_some() { Asked::default() } else { lock(&self.limits).asked() }
     }
 
-    /// Changes the container's limits: `resources` is the OCI spec's LinuxResources as JSON, `asked` what it means.
+    /// All its limits.
+    #[must_use]
+    pub fn limits(&self) -> ContainerLimits {
+        lock(&self.limits).clone()
+    }
+
+    /// Changes the container's limits: `resources` is the OCI spec's LinuxResources as JSON, `limits` what they become by it.
     ///
     /// # Errors
     /// When the container has ended or the guest refuses.
-    pub async fn update(&self, resources: Vec<u8>, asked: Asked) -> Result<(), TaskError> {
+    pub async fn update(&self, resources: Vec<u8>, limits: ContainerLimits) -> Result<(), TaskError> {
         if self.life.exit().is_some() {
             return Err(finished());
         }
         let request = UpdateRequest { container_id: self.id.clone(), resources: resources.into() };
         self.agent().call("update a container", self.agent().client().update(request)).await?;
-        *lock(&self.asked) = asked;
+        *lock(&self.limits) = limits;
         Ok(())
     }
 

@@ -3,13 +3,13 @@
 use std::sync::Arc;
 
 use super::{Container, Init, Request};
-use crate::sandbox::{Asked, Pod};
+use crate::sandbox::{ContainerLimits, Pod};
 use crate::stdio::{Io, Paths};
 
 /// A container that was made and not started.
-pub fn container(pod: &Arc<Pod>, io: Io, asked: Asked) -> Arc<Container> {
+pub fn container(pod: &Arc<Pod>, io: Io, limits: ContainerLimits) -> Arc<Container> {
     let request =
         Request { id: "c".to_owned(), bundle: String::new(), rootfs: Vec::new(), paths: Paths::default() };
-    let init = Init { layers: Vec::new(), asked, terminal: false };
+    let init = Init { layers: Vec::new(), limits, terminal: false };
     Arc::new(Container::new(request, Arc::clone(pod), init, io))
 }

@@ -22,7 +22,7 @@ async fn an_output_that_the_guest_leaves_open_ends_some_time_after_its_container
     let fifos = Fifos::open(&Paths { stdout, ..Paths::default() }).unwrap();
     let ids = fifos.ids(&pod.next_stream);
     let io = fifos.connect(pod.agent.machine(), &ids).await.unwrap();
-    let container = container(&pod, io, Asked::default());
+    let container = container(&pod, io, ContainerLimits::default());
     container.watch(&sandbox(&pod, SIZE), &Publisher::start(None, "k8s.io"));
     container.life().ended().await;
     tokio::time::sleep(Duration::from_secs(60)).await;
@@ -36,7 +36,7 @@ async fn an_output_that_the_guest_leaves_open_ends_some_time_after_its_container
 async fn a_container_that_ends_while_it_is_started_has_started_before_it_ended() {
     let fake = Fake::default();
     let pod = Arc::new(pod_of(&fake).await);
-    let container = container(&pod, Io::default(), Asked::default());
+    let container = container(&pod, Io::default(), ContainerLimits::default());
     let publisher = Publisher::start(None, "k8s.io");
     let starting = {
         let (container, publisher) = (Arc::clone(&container), publisher.clone());
@@ -57,7 +57,8 @@ async fn a_container_that_ends_while_it_is_started_has_started_before_it_ended()
 async fn the_ends_of_execs_are_told_before_that_of_their_container() {
     let fake = Fake::default();
     let pod = Arc::new(pod_of(&fake).await);
-    let (container, sandbox) = (container(&pod, Io::default(), Asked::default()), sandbox(&pod, SIZE));
+    let (container, sandbox) =
+        (container(&pod, Io::default(), ContainerLimits::default()), sandbox(&pod, SIZE));
     let publisher = Publisher::start(None, "k8s.io");
     fake.let_start();
     container.start(&publisher).await.unwrap();
@@ -99,7 +100,8 @@ async fn streams_are_opened_only_when_the_layers_are_there() {
 async fn the_guest_is_told_how_long_the_caller_of_an_exec_waits() {
     let fake = Fake::default();
     let pod = Arc::new(pod_of(&fake).await);
-    let (container, sandbox) = (container(&pod, Io::default(), Asked::default()), sandbox(&pod, SIZE));
+    let (container, sandbox) =
+        (container(&pod, Io::default(), ContainerLimits::default()), sandbox(&pod, SIZE));
     let exec = Arc::new(Exec::new("e".to_owned(), Vec::new(), Paths::default()));
     fake.let_start();
     exec.start(&container, &sandbox, &Publisher::start(None, "k8s.io")).await.unwrap();
@@ -109,7 +111,7 @@ async fn the_guest_is_told_how_long_the_caller_of_an_exec_waits() {
 #[tokio::test(start_paused = true)]
 async fn the_counters_of_a_silent_guest_are_the_last_ones_and_given_at_once() {
     let pod = Arc::new(silent_pod().await);
-    let container = container(&pod, Io::default(), Asked::default());
+    let container = container(&pod, Io::default(), ContainerLimits::default());
     let mut last = Metrics::new();
     last.cpu.mut_or_insert_default().usage_usec = 7;
     *lock(&container.counters) = Some(last.clone());
