@@ -3,6 +3,7 @@
 //! `RAVELIN_HANDLER=ravelin-sandbox` runs all through containerd's sandbox API.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
+mod abandoned;
 mod attach;
 mod clock;
 mod cri;

@@ -6,6 +6,7 @@ mod bundle;
 mod events;
 mod holdings;
 mod output;
+mod remains;
 
 pub use bootstrap::Bootstrap;
 pub use holdings::{Holdings, descriptors, holdings};
