@@ -25,6 +25,9 @@ pub enum Mode {
 }
 
 /// Per-item switches: `true` grants, `false` refuses, unset follows the mode.
+///
+/// What a container runtime does not see (`allowPrivilegeEscalation: true`, host ports) has none: only a check of the whole
+/// pod judges it, by the mode.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Allow {
@@ -36,12 +39,8 @@ pub struct Allow {
     pub host_ipc: Option<bool>,
     /// `privileged: true`; privileged inside the guest.
     pub privileged: Option<bool>,
-    /// `allowPrivilegeEscalation: true`. Only a check of the whole pod sees this field.
-    pub privilege_escalation: Option<bool>,
     /// Capabilities beyond the default set.
     pub capabilities: Option<bool>,
-    /// `hostPort` and `hostIP` of ports. Only a check of the whole pod sees these fields.
-    pub host_ports: Option<bool>,
 }
 
 impl PolicyConfig {
@@ -54,9 +53,9 @@ impl PolicyConfig {
             host_pid: allow.host_pid.unwrap_or(base),
             host_ipc: allow.host_ipc.unwrap_or(base),
             privileged: allow.privileged.unwrap_or(base),
-            privilege_escalation: allow.privilege_escalation.unwrap_or(base),
+            privilege_escalation: base,
             capabilities: allow.capabilities.unwrap_or(base),
-            host_ports: allow.host_ports.unwrap_or(base),
+            host_ports: base,
         }
     }
 }

@@ -29,8 +29,8 @@ pub use pod::{
 pub use quantity::{ParseQuantityError, Quantity};
 pub use refusal::{ContainerViolation, HostField, Refusal, VolumeProblem, VolumeViolation};
 pub use sizing::{
-    FARGATE_TABLE, MAX_MEMORY_MIB, MIN_MEMORY_MIB, Requests, SandboxResources, Size, SizeError, SizingConfig,
-    SizingMode, TableRow, pod_requests, size,
+    FARGATE_TABLE, MAX_CPU_MILLIS, MAX_MEMORY_MIB, MIN_CPU_MILLIS, MIN_MEMORY_MIB, Requests,
+    SandboxResources, Size, SizeError, SizingConfig, SizingMode, TableRow, pod_requests, size,
 };
 pub use view::{ContainerView, SandboxView};
 pub use volumes::{PodIdentity, PushedKind, Roots, SANDBOX_CONTROLLER, Unsupported, VolumeKind, classify};

@@ -18,6 +18,11 @@ const GIB_IN_MIB: u64 = 1 << 10;
 
 /// Largest number of vCPUs of a machine.
 const MAX_VCPUS: u64 = 32;
+/// Most CPU time of a machine, in thousandths of a CPU.
+pub const MAX_CPU_MILLIS: u64 = MAX_VCPUS * 1000;
+/// Least CPU time of a machine, in thousandths of a CPU: Linux knows no quota below a millisecond in each period, which
+/// has a hundred.
+pub const MIN_CPU_MILLIS: u64 = 10;
 /// Largest memory of a machine, in MiB.
 pub const MAX_MEMORY_MIB: u64 = 128 * GIB_IN_MIB;
 /// Smallest memory of a machine, in MiB.
@@ -185,7 +190,7 @@ pub fn size(requests: Requests, config: &SizingConfig) -> Result<Size, SizeError
                 0 => u64::from(config.default_memory_mib),
                 _ => memory_mib,
             };
-            Size::new(cpu.max(1), memory.max(MIN_MEMORY_MIB))
+            Size::new(cpu.max(MIN_CPU_MILLIS), memory.max(MIN_MEMORY_MIB))
         }
     }
 }

@@ -1,5 +1,7 @@
 //! `/etc/ravelin/ravelin.toml`.
 
+mod check;
+
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -7,11 +9,10 @@ use std::time::Duration;
 use ravelin_policy::{PolicyConfig, Roots, SizingConfig};
 use serde::Deserialize;
 
+use check::Problem;
+
 /// Where the configuration is looked for.
 pub const DEFAULT_PATH: &str = "/etc/ravelin/ravelin.toml";
-
-/// Longest timeout, in seconds.
-const MAX_SECONDS: u64 = 24 * 60 * 60;
 
 /// The configuration; every field has a default.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
@@ -143,14 +144,16 @@ pub enum ConfigError {
         message: String,
     },
     /// A value makes no sense.
-    #[error("the configuration {path} is wrong: {key} {problem}")]
+    #[error("the configuration {path} is wrong: {key} is {value} and must be {rule}")]
     Value {
         /// The file.
         path: PathBuf,
         /// The key with its section.
         key: &'static str,
-        /// What is wrong with it.
-        problem: &'static str,
+        /// The value, as it would be written.
+        value: String,
+        /// What it must be.
+        rule: String,
     },
 }
 
@@ -173,43 +176,12 @@ impl Config {
             let message = error.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
             ConfigError::Parse { path: path.to_owned(), message }
         })?;
-        match config.problem() {
-            None => Ok(config),
-            Some((key, problem)) => Err(ConfigError::Value { path: path.to_owned(), key, problem }),
+        match check::check(&config) {
+            Ok(()) => Ok(config),
+            Err(Problem { key, value, rule }) => {
+                Err(ConfigError::Value { path: path.to_owned(), key, value, rule })
+            }
         }
-    }
-
-    fn problem(&self) -> Option<(&'static str, &'static str)> {
-        const ABSOLUTE: &str = "must be an absolute path";
-        let paths = [
-            ("vmm.path", &self.vmm.path),
-            ("guest.kernel", &self.guest.kernel),
-            ("guest.initramfs", &self.guest.initramfs),
-            ("storage.directory", &self.storage.directory),
-        ];
-        if let Some((key, _)) = paths.into_iter().find(|(_, path)| !path.is_absolute()) {
-            return Some((key, ABSOLUTE));
-        }
-        if self.vmm.uid_base == 0 {
-            return Some(("vmm.uid_base", "must not be 0: a machine never runs as root"));
-        }
-        if self.vmm.uid_count == 0 || self.vmm.uid_base.checked_add(self.vmm.uid_count).is_none() {
-            return Some(("vmm.uid_count", "must be positive and stay within the 32-bit user ids"));
-        }
-        if !self.guest.cmdline.bytes().all(|byte| (b' '..=b'~').contains(&byte)) {
-            return Some(("guest.cmdline", "must be printable ASCII"));
-        }
-        if self.storage.scratch_gib == 0 {
-            return Some(("storage.scratch_gib", "must be positive"));
-        }
-        let Timeouts { queue_seconds, boot_seconds, layer_seconds, call_seconds } = self.timeouts;
-        if [queue_seconds, boot_seconds, layer_seconds, call_seconds]
-            .iter()
-            .any(|s| !(1..=MAX_SECONDS).contains(s))
-        {
-            return Some(("timeouts", "must be between 1 second and a day"));
-        }
-        None
     }
 
     /// Where layer images are kept.
@@ -294,11 +266,8 @@ mod tests {
             ("[vmm]\npath = 3", "path"),
             ("[wmm]\n", "wmm"),
             ("[guest]\nkernal = \"/x\"", "kernal"),
-            ("[guest]\nkernel = \"x\"", "guest.kernel must be an absolute path"),
-            ("[vmm]\nuid_base = 0", "vmm.uid_base"),
+            ("[guest]\nkernel = \"x\"", "guest.kernel is \"x\" and must be an absolute path"),
             ("[policy]\nmode = \"lax\"", "lax"),
-            ("[storage]\nscratch_gib = 0", "storage.scratch_gib"),
-            ("[timeouts]\nqueue_seconds = 0", "timeouts must be between"),
         ] {
             let error = parse(text).unwrap_err().to_string();
             assert!(error.contains("/etc/ravelin/ravelin.toml") && error.contains(words), "{error}");

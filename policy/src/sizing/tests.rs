@@ -142,7 +142,10 @@ fn exact_sizes_are_as_asked_for() {
     let of = |vcpus, cpu_millis, memory_mib| Ok(Size { vcpus, cpu_millis, memory_mib });
     assert_eq!(exact(0, 0), of(1, 250, 512));
     assert_eq!(exact(1500, 1000 * MI), of(2, 1500, 1256));
-    assert_eq!(exact(1, 1), of(1, 1, 257));
+    assert_eq!(exact(10, 1), of(1, 10, 257));
+    // Linux refuses a quota of less than a millisecond.
+    assert_eq!(exact(1, 1), of(1, 10, 257));
+    assert_eq!(exact(1, 1).unwrap().cpu_max(), Some((1000, 100_000)));
     assert_eq!(exact(32_000, 128 * GI - 256 * MI), of(32, 32_000, 128 << 10));
     assert_eq!(exact(32_001, 0), Err(SizeError));
     assert_eq!(exact(0, 128 * GI), Err(SizeError));

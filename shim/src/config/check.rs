@@ -1,0 +1,167 @@
+//! What the values of the configuration must be.
+
+use std::ops::RangeInclusive;
+use std::path::{Component, Path};
+
+use ravelin_policy::{MAX_CPU_MILLIS, MAX_MEMORY_MIB, MIN_CPU_MILLIS, MIN_MEMORY_MIB};
+
+use super::{Config, Timeouts};
+
+/// Seconds that something may take: up to a day.
+const SECONDS: RangeInclusive<u64> = 1..=24 * 60 * 60;
+/// GiB of a scratch disk. ext4 without its 64-bit feature numbers less than 16 TiB in blocks of 4 KiB, and a file of the
+/// node's ext4, in which the disk lies, can be no longer.
+const SCRATCH_GIB: RangeInclusive<u64> = 1..=16_383;
+/// MiB for the machine's process: its program and its threads' stacks take some ten at least.
+const VMM_OVERHEAD_MIB: RangeInclusive<u64> = 16..=16_384;
+/// Machines that start at a time.
+const STARTS: RangeInclusive<u64> = 0..=1024;
+
+/// A value that cannot be used.
+pub(super) struct Problem {
+    /// The key with its section.
+    pub key: &'static str,
+    /// The value, as it would be written.
+    pub value: String,
+    /// What it must be.
+    pub rule: String,
+}
+
+/// The first value that cannot be used.
+pub(super) fn check(config: &Config) -> Result<(), Problem> {
+    paths(config)?;
+    user_ids(config)?;
+    let cmdline = &config.guest.cmdline;
+    if !cmdline.bytes().all(|byte| (b' '..=b'~').contains(&byte)) {
+        return problem("guest.cmdline", format!("{cmdline:?}"), "printable ASCII");
+    }
+    let Timeouts { queue_seconds, boot_seconds, layer_seconds, call_seconds } = config.timeouts;
+    let sizing = &config.sizing;
+    for (key, value, bounds) in [
+        ("vmm.overhead_mib", config.vmm.overhead_mib.into(), VMM_OVERHEAD_MIB),
+        ("vmm.starts", config.vmm.starts.into(), STARTS),
+        ("storage.scratch_gib", config.storage.scratch_gib.into(), SCRATCH_GIB),
+        ("sizing.overhead_mib", sizing.overhead_mib.into(), 0..=MAX_MEMORY_MIB),
+        ("sizing.resize_headroom_mib", sizing.resize_headroom_mib.into(), 0..=MAX_MEMORY_MIB),
+        ("sizing.default_cpu_millis", sizing.default_cpu_millis.into(), MIN_CPU_MILLIS..=MAX_CPU_MILLIS),
+        ("sizing.default_memory_mib", sizing.default_memory_mib.into(), MIN_MEMORY_MIB..=MAX_MEMORY_MIB),
+        ("timeouts.queue_seconds", queue_seconds, SECONDS),
+        ("timeouts.boot_seconds", boot_seconds, SECONDS),
+        ("timeouts.layer_seconds", layer_seconds, SECONDS),
+        ("timeouts.call_seconds", call_seconds, SECONDS),
+    ] {
+        if !bounds.contains(&value) {
+            let rule = format!("between {} and {}", bounds.start(), bounds.end());
+            return Err(Problem { key, value: value.to_string(), rule });
+        }
+    }
+    Ok(())
+}
+
+fn paths(config: &Config) -> Result<(), Problem> {
+    for (key, path) in [
+        ("vmm.path", &config.vmm.path),
+        ("guest.kernel", &config.guest.kernel),
+        ("guest.initramfs", &config.guest.initramfs),
+        ("storage.directory", &config.storage.directory),
+    ] {
+        if !path.is_absolute() {
+            return problem(key, format!("{path:?}"), "an absolute path");
+        }
+    }
+    for (key, roots) in
+        [("roots.kubelet", &config.roots.kubelet), ("roots.containerd", &config.roots.containerd)]
+    {
+        // Paths are judged by their text: a root that is written in another way than the paths below it has none.
+        if let Some(root) = roots.iter().find(|root| !is_root(root)) {
+            let rule = "absolute paths other than /, without `.`, `..`, `//` and a slash at the end";
+            return problem(key, format!("{root:?}"), rule);
+        }
+    }
+    Ok(())
+}
+
+fn is_root(root: &str) -> bool {
+    let mut parts = Path::new(root).components();
+    let rebuilt = Path::new(root).components().collect::<std::path::PathBuf>();
+    parts.next() == Some(Component::RootDir)
+        && parts.clone().next().is_some()
+        && parts.all(|part| matches!(part, Component::Normal(_)))
+        // `components` passes over what a path can do without.
+        && rebuilt.as_os_str() == root
+}
+
+fn user_ids(config: &Config) -> Result<(), Problem> {
+    let vmm = &config.vmm;
+    if vmm.uid_base == 0 {
+        return problem("vmm.uid_base", "0".to_owned(), "greater: a machine never runs as root");
+    }
+    if vmm.uid_count == 0 || vmm.uid_base.checked_add(vmm.uid_count).is_none() {
+        let rule = format!("between 1 and {}: user ids have 32 bits", u32::MAX - vmm.uid_base);
+        return problem("vmm.uid_count", vmm.uid_count.to_string(), &rule);
+    }
+    Ok(())
+}
+
+fn problem(key: &'static str, value: String, rule: &str) -> Result<(), Problem> {
+    Err(Problem { key, value, rule: rule.to_owned() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn verdict(text: &str) -> Option<String> {
+        let path = Path::new("/etc/ravelin/ravelin.toml");
+        Config::parse(text, path).err().map(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_number_out_of_its_bounds_is_refused_with_them() {
+        for (section, key, least, most) in [
+            ("storage", "scratch_gib", 1, 16_383),
+            ("vmm", "overhead_mib", 16, 16_384),
+            ("vmm", "starts", 0, 1024),
+            ("sizing", "overhead_mib", 0, 131_072),
+            ("sizing", "resize_headroom_mib", 0, 131_072),
+            ("sizing", "default_cpu_millis", 10, 32_000),
+            ("sizing", "default_memory_mib", 128, 131_072),
+            ("timeouts", "queue_seconds", 1, 86_400),
+            ("timeouts", "boot_seconds", 1, 86_400),
+            ("timeouts", "layer_seconds", 1, 86_400),
+            ("timeouts", "call_seconds", 1, 86_400),
+        ] {
+            let of = |value: i64| verdict(&format!("[{section}]\n{key} = {value}"));
+            assert_eq!((of(least), of(most)), (None, None), "{section}.{key}");
+            for value in [least - 1, most + 1].into_iter().filter(|value| *value >= 0) {
+                let expected = format!(
+                    "the configuration /etc/ravelin/ravelin.toml is wrong: {section}.{key} is {value} and must be between {least} and {most}"
+                );
+                assert_eq!(of(value), Some(expected));
+            }
+        }
+    }
+
+    #[test]
+    fn user_ids_leave_out_root_and_end_with_the_last() {
+        assert!(verdict("[vmm]\nuid_base = 0").unwrap().contains("vmm.uid_base is 0 and must be greater"));
+        let words = "vmm.uid_count is 16 and must be between 1 and 15: user ids have 32 bits";
+        assert!(verdict("[vmm]\nuid_base = 4294967280\nuid_count = 16").unwrap().contains(words));
+        assert_eq!(verdict("[vmm]\nuid_base = 4294967280\nuid_count = 15"), None);
+        assert!(verdict("[vmm]\nuid_count = 0").unwrap().contains("vmm.uid_count"));
+    }
+
+    #[test]
+    fn roots_are_directories_by_which_paths_can_be_judged() {
+        for root in
+            ["", "/", "var/lib/kubelet", "/var/lib/kubelet/", "/var//lib", "/var/./lib", "/var/../lib"]
+        {
+            for key in ["kubelet", "containerd"] {
+                let error = verdict(&format!("[roots]\n{key} = [\"/a\", {root:?}]")).unwrap();
+                let words = format!("roots.{key} is {root:?} and must be absolute paths other than /");
+                assert!(error.contains(&words), "{error}");
+            }
+        }
+        assert_eq!(verdict("[roots]\ncontainerd = [\"/run/k3s/containerd\"]"), None);
+    }
+}
