@@ -3,8 +3,6 @@
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
-use rustix::time::{Itimerspec, TimerfdTimerFlags, Timespec};
-
 use super::stream::Stream;
 use super::{Command, Connected, FIRST_PORT, MAX_STREAMS, Vsock};
 use crate::virtio::QUEUE_TOKENS;
@@ -18,6 +16,13 @@ pub(super) struct Attempt {
     pub(super) id: u64,
     deadline: Instant,
     retry: Option<Instant>,
+}
+
+impl Attempt {
+    /// When something has to be done about it.
+    pub(super) fn next(&self) -> Instant {
+        self.retry.map_or(self.deadline, |retry| retry.min(self.deadline))
+    }
 }
 
 impl Vsock {
@@ -79,45 +84,21 @@ impl Vsock {
         (self.answer)(Connected { id, result });
     }
 
-    /// Fails attempts whose time is over, repeats those whose time has come, and sets the timer for the next.
-    pub(super) fn tick(&mut self) {
-        let now = Instant::now();
-        let mut next: Option<Instant> = None;
-        let mut due = Vec::new();
-        for (port, attempt) in &self.attempts {
-            if attempt.deadline <= now || attempt.retry.is_some_and(|retry| retry <= now) {
-                due.push(*port);
-            }
+    /// The time of the attempt at `port` has come: to ask again, or to fail.
+    pub(super) fn expire_attempt(&mut self, port: u32, now: Instant) {
+        let Some(attempt) = self.attempts.get_mut(&port) else { return };
+        if attempt.deadline > now {
+            attempt.retry = None;
+            self.request(port);
+            return;
         }
-        for port in due {
-            let Some(attempt) = self.attempts.get_mut(&port) else { continue };
-            if attempt.deadline > now {
-                attempt.retry = None;
-                self.request(port);
-                continue;
-            }
-            let id = attempt.id;
-            self.attempts.remove(&port);
-            if let Some(stream) = self.streams.get_mut(&port) {
-                let guest_port = stream.guest_port();
-                stream.reset();
-                self.queue_stream(port);
-                self.reply(id, Err(format!("The guest did not answer on port {guest_port} in time")));
-            }
-        }
-        for attempt in self.attempts.values() {
-            let wanted = attempt.retry.map_or(attempt.deadline, |retry| retry.min(attempt.deadline));
-            next = Some(next.map_or(wanted, |next| next.min(wanted)));
-        }
-        let delay = next.map(|next| next.saturating_duration_since(now).max(Duration::from_millis(1)));
-        if let Some(timer) = &self.timer {
-            let zero = Timespec { tv_sec: 0, tv_nsec: 0 };
-            let value = delay.map_or(zero, |delay| Timespec {
-                tv_sec: i64::try_from(delay.as_secs()).unwrap_or(i64::MAX),
-                tv_nsec: i64::from(delay.subsec_nanos()),
-            });
-            let setting = Itimerspec { it_interval: zero, it_value: value };
-            let _ = rustix::time::timerfd_settime(timer, TimerfdTimerFlags::empty(), &setting);
+        let id = attempt.id;
+        self.attempts.remove(&port);
+        if let Some(stream) = self.streams.get_mut(&port) {
+            let guest_port = stream.guest_port();
+            stream.reset();
+            self.queue_stream(port);
+            self.reply(id, Err(format!("The guest did not answer on port {guest_port} in time")));
         }
     }
 

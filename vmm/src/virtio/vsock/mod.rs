@@ -5,6 +5,7 @@
 //! credit and makes the guest keep to its own.
 
 mod connect;
+mod deadlines;
 mod packet;
 mod stream;
 
@@ -17,6 +18,7 @@ use std::time::Duration;
 use rustix::time::{TimerfdClockId, TimerfdFlags};
 
 use self::connect::Attempt;
+use self::deadlines::FAREWELL;
 use self::packet::{
     GUEST_CID, HEADER_BYTES, HOST_CID, Header, OP_CREDIT_REQUEST, OP_CREDIT_UPDATE, OP_RESPONSE, OP_RST,
     OP_RW, OP_SHUTDOWN, TYPE_STREAM,
@@ -89,6 +91,9 @@ pub struct Vsock {
     answer: Box<dyn Fn(Connected) + Send>,
     when_drained: Option<Box<dyn FnOnce() + Send>>,
     timer: Option<OwnedFd>,
+    /// Whether the timer has to be set anew.
+    rearm: bool,
+    farewell: Duration,
     registrar: Option<Registrar>,
     agent_ready: bool,
     to_guest: Option<Virtqueue>,
@@ -118,6 +123,8 @@ impl Vsock {
             answer,
             when_drained: None,
             timer: None,
+            rearm: false,
+            farewell: FAREWELL,
             registrar: None,
             agent_ready: false,
             to_guest: None,
@@ -139,8 +146,14 @@ impl Vsock {
             if let Some(registrar) = &self.registrar {
                 registrar.remove(&*stream);
             }
+            if stream.in_line {
+                self.waiting.retain(|waiting| *waiting != port);
+            }
             self.streams.remove(&port);
-        } else if stream.has_packet() && !stream.in_line {
+            return;
+        }
+        self.rearm |= stream.awaits_guest() && stream.deadline.is_none();
+        if stream.has_packet() && !stream.in_line {
             stream.in_line = true;
             self.waiting.push_back(port);
         }
@@ -335,9 +348,7 @@ impl Device for Vsock {
     fn serve(&mut self, queue: usize) {
         if matches!(queue, TO_GUEST | FROM_GUEST) {
             self.pump();
-            if !self.attempts.is_empty() {
-                self.tick();
-            }
+            self.arm();
         }
     }
 
@@ -352,6 +363,7 @@ impl Device for Vsock {
                 if let Some(timer) = &self.timer {
                     let _ = rustix::io::read(timer, &mut [0; 8]);
                 }
+                self.expire();
             }
             port => {
                 if let Some(stream) = self.streams.get_mut(&port) {
@@ -360,14 +372,8 @@ impl Device for Vsock {
                 self.queue_stream(port);
             }
         }
-        let connecting = !self.attempts.is_empty();
-        if connecting {
-            self.tick();
-        }
         self.pump();
-        if connecting {
-            self.tick();
-        }
+        self.arm();
     }
 }
 

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Instant;
 
 use rustix::net::Shutdown;
 
@@ -61,6 +62,8 @@ pub struct Stream {
     wants_reset: bool,
     /// Whether the device has it in line for the guest's next buffers.
     pub in_line: bool,
+    /// When the device gives it up, if it [awaits the guest](Stream::awaits_guest).
+    pub deadline: Option<Instant>,
 }
 
 impl Stream {
@@ -90,6 +93,7 @@ impl Stream {
             wants_credit: false,
             wants_reset: false,
             in_line: false,
+            deadline: None,
         }
     }
 
@@ -144,6 +148,25 @@ impl Stream {
         self.state == State::Draining && !self.wants_reset && (self.backlog.is_empty() || self.host_gone)
     }
 
+    /// Whether nothing keeps it but the guest, which has to take its end.
+    #[must_use]
+    pub fn awaits_guest(&self) -> bool {
+        match self.state {
+            State::Connecting => false,
+            State::Open => self.shutdown_flags() == SHUTDOWN_BOTH,
+            State::Draining => self.wants_reset && (self.backlog.is_empty() || self.host_gone),
+        }
+    }
+
+    /// The guest did not take the end in its time: it is reset, and forgotten if it does not take even that.
+    pub fn guest_is_overdue(&mut self) {
+        self.deadline = None;
+        match self.state {
+            State::Draining => self.wants_reset = false,
+            State::Connecting | State::Open => self.reset(),
+        }
+    }
+
     /// The guest's credit, part of every packet.
     pub fn update_credit(&mut self, header: &Header) {
         self.guest_space = header.buf_alloc;
@@ -196,6 +219,7 @@ impl Stream {
         if self.guest_shutdown & SHUTDOWN_RECEIVE != 0 {
             // The host's writer learns that nobody listens.
             let _ = rustix::net::shutdown(&self.socket, Shutdown::Read);
+            self.notice_closed_host();
         }
         if self.guest_shutdown == SHUTDOWN_BOTH {
             // The guest waits for a reset to forget the connection.
@@ -212,6 +236,17 @@ impl Stream {
             self.pass_on();
         }
         self.host_closed |= closed;
+        self.notice_closed_host();
+    }
+
+    /// A host that has closed its end altogether neither reads nor writes, once the guest has all that it wrote or wants
+    /// no more of it.
+    fn notice_closed_host(&mut self) {
+        let all_taken = self.host_finished || self.guest_shutdown & SHUTDOWN_RECEIVE != 0;
+        if self.host_closed && all_taken && !self.host_gone {
+            self.host_finished = true;
+            self.lose_host();
+        }
     }
 
     /// Writes held-back bytes to the host, and the end after the last of them.
@@ -329,10 +364,7 @@ impl Stream {
         match received {
             Ok(0) => {
                 self.host_finished = true;
-                // Whoever closed the other end altogether reads nothing any more.
-                if self.host_closed {
-                    self.lose_host();
-                }
+                self.notice_closed_host();
             }
             Ok(count) => {
                 let len = u32::try_from(count).ok()?;

@@ -3,7 +3,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::packet::{OP_REQUEST, SHUTDOWN_BOTH, SHUTDOWN_SEND};
+use super::packet::{OP_REQUEST, SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND};
 use super::*;
 use crate::event::Poller;
 use crate::machine::memory;
@@ -380,4 +380,83 @@ fn a_driver_reset_drops_open_streams_and_repeats_attempts() {
     host.read_to_end(&mut rest).unwrap();
     assert_eq!(guest.vsock.streams.len(), 1);
     assert!(guest.vsock.streams.values().all(Stream::has_packet));
+}
+
+#[test]
+fn a_host_that_closes_after_it_had_ended_its_direction_is_told_as_gone() {
+    let mut guest = Guest::new();
+    let (host, request) = guest.connect();
+    host.shutdown(std::net::Shutdown::Write).unwrap();
+    let told = |guest: &mut Guest| -> Vec<_> {
+        guest.packets().iter().map(|(header, _)| (header.op, header.flags)).collect()
+    };
+    assert_eq!(told(&mut guest), [(OP_SHUTDOWN, SHUTDOWN_SEND)]);
+    drop(host);
+    assert_eq!(told(&mut guest), [(OP_SHUTDOWN, SHUTDOWN_BOTH)]);
+    guest.send(Guest::answer_to(&request, OP_RST), &[]);
+    assert!(guest.vsock.streams.is_empty());
+}
+
+#[test]
+fn a_host_that_closes_is_told_as_gone_to_a_guest_that_takes_nothing_more() {
+    let mut guest = Guest::new();
+    let (mut host, request) = guest.connect();
+    guest.send(Header { flags: SHUTDOWN_RECEIVE, ..Guest::answer_to(&request, OP_SHUTDOWN) }, &[]);
+    guest.send(Header { len: 4, ..Guest::answer_to(&request, OP_RW) }, b"last");
+    assert!(guest.packets().is_empty());
+    let mut read = [0; 4];
+    host.read_exact(&mut read).unwrap();
+    drop(host);
+    let told: Vec<_> = guest.packets().iter().map(|(header, _)| (header.op, header.flags)).collect();
+    assert_eq!(told, [(OP_SHUTDOWN, SHUTDOWN_BOTH)]);
+}
+
+#[test]
+fn a_guest_that_does_not_answer_the_end_of_a_stream_is_reset_in_the_end() {
+    let mut guest = Guest::new();
+    guest.vsock.farewell = Duration::from_millis(5);
+    let (host, _) = guest.connect();
+    let (half_closed, _) = guest.connect();
+    half_closed.shutdown(std::net::Shutdown::Write).unwrap();
+    drop(host);
+    let mut said = Vec::new();
+    while guest.vsock.streams.len() > 1 {
+        said.extend(guest.packets().into_iter().map(|(packet, _)| (packet.op, packet.flags)));
+    }
+    said.retain(|packet| *packet != (OP_SHUTDOWN, SHUTDOWN_SEND));
+    assert_eq!(said, [(OP_SHUTDOWN, SHUTDOWN_BOTH), (OP_RST, 0)]);
+    std::thread::sleep(Duration::from_millis(20));
+    assert!(guest.packets().is_empty(), "one direction may stay open for as long as it likes");
+    assert_eq!(guest.vsock.streams.len(), 1);
+}
+
+#[test]
+fn a_guest_that_takes_no_packets_does_not_keep_its_streams() {
+    let mut guest = Guest::new();
+    guest.vsock.farewell = Duration::from_millis(5);
+    let (mut host, request) = guest.connect();
+    let (broken, other) = guest.connect();
+    // Use up the guest's buffers: it will hear of nothing.
+    host.write_all(&[1; 8 * BUFFER as usize]).unwrap();
+    guest.run();
+    guest.vsock.serve(TO_GUEST);
+    assert_eq!(guest.to_guest.used().len(), 8);
+    guest.send(Header { len: u32::MAX, ..Guest::answer_to(&other, OP_RW) }, b"x");
+    assert_eq!(guest.vsock.streams.len(), 2);
+    while guest.vsock.streams.len() > 1 {
+        guest.run();
+    }
+    guest.send(Header { flags: SHUTDOWN_RECEIVE, ..Guest::answer_to(&request, OP_SHUTDOWN) }, &[]);
+    drop((host, broken));
+    while !guest.vsock.streams.is_empty() {
+        guest.run();
+    }
+    assert!(guest.vsock.waiting.is_empty(), "what is forgotten is not in line");
+    // It hears so when it speaks of them.
+    guest.send(Guest::answer_to(&request, OP_CREDIT_UPDATE), &[]);
+    for _ in 0..8 {
+        guest.post();
+    }
+    let told: Vec<_> = guest.packets().iter().map(|(header, _)| header.op).collect();
+    assert_eq!(told, [OP_RST]);
 }
