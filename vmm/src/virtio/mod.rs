@@ -56,7 +56,8 @@ pub struct Description {
 /// what can take long is done elsewhere and its end reported through a descriptor.
 ///
 /// A device begins inactive. [`Device::activate`] and [`Device::reset`] alternate; between them the device owns its
-/// queues. [`Device::event`] may come at any time, [`Device::serve`] and [`Device::pause`] only while active.
+/// queues. [`Device::event`] may come at any time, [`Device::serve`] only while active. While the machine is paused no call is
+/// made; after a pause [`Device::serve`] is called for each queue.
 pub trait Device: Send {
     /// What the guest can read about it; asked once, before the guest runs.
     fn describe(&self) -> Description;
@@ -89,8 +90,4 @@ pub trait Device: Send {
     fn in_flight(&self) -> usize {
         0
     }
-
-    /// The machine stands still from now on: chains taken ahead of use go back into their queues, so that these hold
-    /// all there is to know. There is no call for the end of the pause but [`Device::serve`] for each queue.
-    fn pause(&mut self) {}
 }

@@ -176,7 +176,8 @@ impl Virtqueue {
                 Verdict::Kept => {}
                 Verdict::LastKept => return Ok(Progress::Stopped),
                 Verdict::PutBack => {
-                    self.undo_pop(1);
+                    // It was the last that was taken, so that its place is the one before the next.
+                    self.queue.set_next_avail(self.queue.next_avail().wrapping_sub(1));
                     return Ok(Progress::Stopped);
                 }
                 Verdict::Broken => return Err(self.broken()),
@@ -196,11 +197,6 @@ impl Virtqueue {
     pub fn give_back(&mut self, head: u16, written: u32) {
         // A queue that breaks here has told the guest.
         let _ = self.push_used(head, written);
-    }
-
-    /// Puts the last `count` chains back that were kept, as if they had not been taken.
-    pub fn undo_pop(&mut self, count: u16) {
-        self.queue.set_next_avail(self.queue.next_avail().wrapping_sub(count));
     }
 
     /// Interrupts the guest if it wants to know about what was given back.

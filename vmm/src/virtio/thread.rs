@@ -129,10 +129,6 @@ impl DeviceThread {
                     }
                     Message::Pause(confirm) => {
                         paused = true;
-                        self.devices
-                            .iter_mut()
-                            .filter(|owned| owned.active)
-                            .for_each(|owned| owned.device.pause());
                         confirm();
                     }
                     Message::Resume => {

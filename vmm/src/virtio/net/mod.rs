@@ -235,12 +235,6 @@ impl Device for Net {
             self.transmit(tap as usize);
         }
     }
-
-    fn pause(&mut self) {
-        if let Some(active) = &mut self.active {
-            active.receivers.iter_mut().flatten().for_each(Receiver::pause);
-        }
-    }
 }
 
 #[cfg(test)]

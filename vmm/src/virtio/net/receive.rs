@@ -61,13 +61,6 @@ impl Receiver {
         self.queue.serve_again();
     }
 
-    /// Puts buffers that wait for frames back into the queue.
-    pub fn pause(&mut self) {
-        self.queue.undo_pop(u16::try_from(self.chains.len()).unwrap_or(0));
-        self.chains.clear();
-        self.buffers.clear();
-    }
-
     /// Takes buffers from the queue until a frame of any size fits. False if there are too few; then the guest's next
     /// ones come with a notification.
     fn gather(&mut self, budget: &mut Budget) -> bool {
