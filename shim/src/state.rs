@@ -1,37 +1,22 @@
 //! What must be known of a pod to clean up after a shim that is gone: `/run/ravelin/<sandbox id>/state.json`.
 
+mod process;
+
 use std::fs;
 use std::io::{self, Write};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde::{Deserialize, Serialize};
+
+pub use process::ProcessRef;
 
 /// Directory of all pods' state.
 pub const ROOT: &str = "/run/ravelin";
 /// Largest state file read, in bytes.
 const MAX_BYTES: u64 = 64 << 10;
-
-/// A process, named for ever: its pid may be taken by another one, its start time may not.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ProcessRef {
-    /// Its pid.
-    pub pid: u32,
-    /// Its start in clock ticks since the host's boot.
-    pub start_time: u64,
-}
-
-impl ProcessRef {
-    /// This process.
-    #[must_use]
-    pub fn own() -> Option<Self> {
-        let pid = std::process::id();
-        let stat = fs::read_to_string("/proc/self/stat").ok()?;
-        // The name in parentheses may hold anything.
-        let start_time = stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()?;
-        Some(Self { pid, start_time })
-    }
-}
 
 /// A pod's state.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,6 +24,8 @@ impl ProcessRef {
 pub struct State {
     /// The sandbox's id.
     pub sandbox_id: String,
+    /// The bundle that containerd made for the sandbox; empty where the shim that wrote this did not know it.
+    pub bundle: PathBuf,
     /// The shim's socket.
     pub socket: PathBuf,
     /// The shim.
@@ -54,20 +41,23 @@ pub struct State {
 }
 
 /// Where a pod's state is kept.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct StateDir(PathBuf);
+#[derive(Debug, Clone)]
+pub struct StateDir {
+    path: PathBuf,
+    kept: Arc<AtomicBool>,
+}
 
 impl StateDir {
     /// The directory of the sandbox `id` under `root`.
     #[must_use]
     pub fn new(root: &Path, id: &str) -> Self {
-        Self(root.join(id))
+        Self { path: root.join(id), kept: Arc::default() }
     }
 
     /// Its path.
     #[must_use]
     pub fn path(&self) -> &Path {
-        &self.0
+        &self.path
     }
 
     /// Writes the state so that a reader sees either the old or the new one.
@@ -75,8 +65,8 @@ impl StateDir {
     /// # Errors
     /// When the file system refuses.
     pub fn save(&self, state: &State) -> io::Result<()> {
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.0)?;
-        let temporary = self.0.join("state.json.new");
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.path)?;
+        let temporary = self.path.join("state.json.new");
         let mut file = fs::File::create(&temporary)?;
         file.write_all(&serde_json::to_vec(state)?)?;
         drop(file);
@@ -96,34 +86,48 @@ impl StateDir {
         Ok(Some(serde_json::from_reader(io::Read::take(file, MAX_BYTES))?))
     }
 
-    /// The states of the other pods on this node, as far as they can be read.
+    /// The other pods on this node and their states, as far as they can be read.
     ///
     /// # Errors
     /// When the directory of all pods' state cannot be listed.
-    pub fn others(&self) -> io::Result<Vec<State>> {
-        let Some(root) = self.0.parent() else { return Ok(Vec::new()) };
+    pub fn others(&self) -> io::Result<Vec<(Self, State)>> {
+        let Some(root) = self.path.parent() else { return Ok(Vec::new()) };
         let entries = match fs::read_dir(root) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
             entries => entries?,
         };
-        let others = entries.flatten().map(|entry| entry.path()).filter(|path| *path != self.0);
-        // One that is just being removed, or not yet written, has no machine.
-        Ok(others.filter_map(|path| Self(path).load().ok().flatten()).collect())
+        let others = entries.flatten().map(|entry| entry.path()).filter(|path| *path != self.path);
+        let other = |path| {
+            let directory = Self { path, kept: Arc::default() };
+            // One that is just being removed, or not yet written, has no machine.
+            let state = directory.load().ok().flatten()?;
+            Some((directory, state))
+        };
+        Ok(others.filter_map(other).collect())
     }
 
-    /// Removes the directory; succeeds when there is none.
+    /// Lets the directory stay when this shim removes it: something of the pod could not be removed, and its state tells
+    /// the next one who tries what it is.
+    pub fn keep(&self) {
+        self.kept.store(true, Ordering::Relaxed);
+    }
+
+    /// Removes the directory, unless it is kept; succeeds when there is none.
     ///
     /// # Errors
     /// When the file system refuses.
     pub fn remove(&self) -> io::Result<()> {
-        match fs::remove_dir_all(&self.0) {
+        if self.kept.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        match fs::remove_dir_all(&self.path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             _ => Ok(()),
         }
     }
 
     fn file(&self) -> PathBuf {
-        self.0.join("state.json")
+        self.path.join("state.json")
     }
 }
 
@@ -144,10 +148,15 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let directory = StateDir::new(root.path(), "abc");
         assert_eq!(directory.load().unwrap(), None);
-        let state = State { sandbox_id: "abc".into(), shim: ProcessRef::own(), ..State::default() };
-        assert!(state.shim.is_some());
+        let shim = ProcessRef::of(std::process::id()).unwrap();
+        let state = State { sandbox_id: "abc".into(), shim: Some(shim), ..State::default() };
         directory.save(&state).unwrap();
         assert_eq!(directory.load().unwrap(), Some(state));
+        // What one part of the shim keeps another does not remove; the next one who tries does.
+        let kept = StateDir::new(root.path(), "abc");
+        kept.clone().keep();
+        kept.remove().unwrap();
+        assert!(directory.path().exists());
         directory.remove().unwrap();
         directory.remove().unwrap();
         assert!(!directory.path().exists());

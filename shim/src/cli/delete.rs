@@ -2,7 +2,6 @@
 //!
 //! containerd runs it once for each container of the shim, and also after a shim that ended in good order.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -13,8 +12,7 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::{Args, CliError, check, print};
 use crate::events::timestamp;
-use crate::machine;
-use crate::sandbox;
+use crate::sandbox::remains;
 use crate::spec::{self, Kind};
 use crate::state::{self, ProcessRef, State, StateDir};
 
@@ -65,13 +63,10 @@ fn clean(state: &State, until: Instant) -> Result<(), CliError> {
         .build()
         .map_err(CliError::system("start the runtime"))?;
     let cleaned = runtime.block_on(async {
-        let work = sandbox::remove_remains(state);
+        let work = remains::remove(state);
         tokio::time::timeout_at(until.into(), work).await.unwrap_or_else(|late| Err(late.into()))
     });
     runtime.shutdown_background();
-    if state.socket.is_absolute() {
-        let _ = fs::remove_file(&state.socket);
-    }
     cleaned.map_err(CliError::system("remove what is left of the pod"))
 }
 
@@ -83,13 +78,15 @@ fn end(shim: ProcessRef) {
         let timeout = Timespec { tv_sec: GRACE.as_secs().try_into().unwrap_or(1), tv_nsec: 0 };
         matches!(poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&timeout)), Ok(1..))
     };
-    if !gone() && matches!(machine::kill_recorded(shim.pid, shim.start_time), Ok(true)) {
+    if !gone() && matches!(shim.kill(), Ok(true)) {
         gone();
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]

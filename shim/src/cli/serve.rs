@@ -15,6 +15,7 @@ use crate::config::{self, Config};
 use crate::error::chain;
 use crate::events::Publisher;
 use crate::logging;
+use crate::sandbox::remains;
 use crate::service::Service;
 use crate::state::{self, ProcessRef, State, StateDir};
 
@@ -91,14 +92,16 @@ async fn serve(args: &Args, listener: OwnedFd, socket: &Path) -> Result<(), CliE
     let directory = StateDir::new(Path::new(state::ROOT), &args.id);
     let state = State {
         sandbox_id: args.id.clone(),
+        bundle: std::env::current_dir().map_err(CliError::system("find the bundle"))?,
         socket: socket.to_owned(),
-        shim: ProcessRef::own(),
+        shim: ProcessRef::of(std::process::id()).ok(),
         ..State::default()
     };
     directory.save(&state).map_err(|error| {
         let _ = directory.remove();
         CliError::system("write the pod's state under /run/ravelin")(error)
     })?;
+    tokio::spawn(remains::sweep(directory.clone(), config.storage.directory.clone()));
     let service = Arc::new(Service::new(config, publisher.clone(), directory.clone(), state));
 
     // SAFETY: the descriptor is a listening Unix socket, owned by nobody else from here on.

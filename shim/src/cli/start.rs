@@ -22,6 +22,7 @@ use super::{Args, CliError, check, print};
 use crate::config::{self, Config};
 use crate::error::bounded;
 use crate::spec::{self, Kind};
+use crate::state::{self, StateDir};
 
 /// Where shims' sockets are unless containerd says otherwise.
 const SOCKET_DIR: &str = "/run/containerd/s";
@@ -117,9 +118,7 @@ fn start_daemon(
         .and_then(|(mut child, errors)| {
             let waited = wait_until_it_serves(errors, patience);
             if waited.is_err() {
-                // It may have ended by itself.
-                let _ = child.kill();
-                let _ = child.wait();
+                give_up(&mut child, &StateDir::new(Path::new(state::ROOT), &args.id));
             }
             waited
         });
@@ -128,6 +127,15 @@ fn start_daemon(
         return Err(error);
     }
     Ok(address)
+}
+
+/// Ends a daemon that does not serve, and takes its state away: containerd, whose start has failed, calls no `delete`.
+fn give_up(daemon: &mut Child, directory: &StateDir) {
+    // It may have ended by itself.
+    let _ = daemon.kill();
+    let _ = daemon.wait();
+    // Nobody has asked it for a machine yet, so there is no more than this; the error that is on its way says enough.
+    let _ = directory.remove();
 }
 
 /// Reads the daemon's standard error output, which ends when the daemon serves; before that it holds nothing but the
@@ -235,6 +243,17 @@ mod tests {
         let (reader, _writer) = io::pipe().unwrap();
         let error = wait_until_it_serves(reader, Duration::ZERO).unwrap_err().to_string();
         assert!(error.contains("call_seconds"), "{error}");
+    }
+
+    #[test]
+    fn a_daemon_that_does_not_serve_leaves_no_state() {
+        let root = tempfile::tempdir().unwrap();
+        let directory = StateDir::new(root.path(), "abc");
+        directory.save(&state::State::default()).unwrap();
+        let mut daemon = Command::new("sleep").arg("1000").spawn().unwrap();
+        give_up(&mut daemon, &directory);
+        assert!(!daemon.wait().unwrap().success());
+        assert!(!directory.path().exists());
     }
 
     #[test]

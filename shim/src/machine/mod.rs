@@ -17,7 +17,7 @@ mod tests;
 pub use exit::Exit;
 pub use files::{open_initramfs, open_kernel, open_kvm};
 pub use log::log_pipe;
-pub use spawn::{SpawnConfig, kill_recorded};
+pub use spawn::SpawnConfig;
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -185,7 +185,7 @@ impl Machine {
     }
 
     /// The process's start time in clock ticks since the host's boot; with the pid it names the process for ever
-    /// (see [`kill_recorded`]).
+    /// (see [`crate::state::ProcessRef`]).
     #[must_use]
     pub fn start_time(&self) -> u64 {
         self.inner.start_time

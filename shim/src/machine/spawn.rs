@@ -6,10 +6,11 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use ravelin_vmm::control::{CONTROL_FD, transport};
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tokio::sync::watch;
 
 use super::{Exit, MachineError, log};
+use crate::state::ProcessRef;
 
 /// How to start a machine's process.
 #[derive(Debug, Clone)]
@@ -70,7 +71,7 @@ pub(super) fn spawn(config: &SpawnConfig) -> Result<Spawned, MachineError> {
     let raw = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or_else(lost)?;
     // The child has not been reaped yet, so the pid is still its own.
     let opened = pidfd_open(raw, PidfdFlags::empty()).map_err(io::Error::from);
-    let (pidfd, start_time) = match opened.and_then(|pidfd| Ok((pidfd, start_time(pid)?))) {
+    let (pidfd, start_time) = match opened.and_then(|pidfd| Ok((pidfd, ProcessRef::of(pid)?.start_time))) {
         Ok(found) => found,
         Err(source) => {
             let _ = child.start_kill();
@@ -116,46 +117,4 @@ fn hand_over(control: i32) -> io::Result<()> {
         libc::syscall(libc::SYS_close_range, first, u32::MAX, libc::CLOSE_RANGE_CLOEXEC);
     }
     Ok(())
-}
-
-/// The start time of a process in clock ticks since boot: field 22 of `/proc/PID/stat`.
-fn start_time(pid: u32) -> io::Result<u64> {
-    let stat = std::fs::read(format!("/proc/{pid}/stat"))?;
-    parse_start_time(&stat)
-        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "unreadable /proc/PID/stat"))
-}
-
-pub(super) fn parse_start_time(stat: &[u8]) -> Option<u64> {
-    // The second field, the program's name in parentheses, may hold anything.
-    let after = stat.iter().rposition(|byte| *byte == b')')? + 1;
-    let mut fields = stat.get(after..)?.split(u8::is_ascii_whitespace).filter(|field| !field.is_empty());
-    std::str::from_utf8(fields.nth(19)?).ok()?.parse().ok()
-}
-
-/// Kills the process that was recorded with this pid and start time and tells whether it was still there. For
-/// `shim delete`, when the shim that started it is gone.
-///
-/// # Errors
-/// When the process exists but cannot be killed.
-pub fn kill_recorded(pid: u32, recorded_start: u64) -> io::Result<bool> {
-    let Some(raw) = i32::try_from(pid).ok().and_then(Pid::from_raw) else {
-        return Ok(false);
-    };
-    let pidfd = match pidfd_open(raw, PidfdFlags::empty()) {
-        Ok(pidfd) => pidfd,
-        Err(rustix::io::Errno::SRCH) => return Ok(false),
-        Err(error) => return Err(error.into()),
-    };
-    // The descriptor names one process for good, so comparing afterwards leaves no race.
-    match start_time(pid) {
-        Ok(found) if found == recorded_start => {}
-        Ok(_) => return Ok(false),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
-        Err(error) => return Err(error),
-    }
-    match pidfd_send_signal(&pidfd, Signal::KILL) {
-        Ok(()) => Ok(true),
-        Err(rustix::io::Errno::SRCH) => Ok(false),
-        Err(error) => Err(error.into()),
-    }
 }

@@ -9,8 +9,9 @@ use ravelin_vmm::control::{MachineConfig, Metrics};
 use tokio_util::sync::CancellationToken;
 
 use super::plan::Plan;
+use super::remains::Resources;
 use super::supervisor::Supervisor;
-use super::{Pod, Resources, clock, port_forward, tunables, uid};
+use super::{Pod, clock, port_forward, tunables, uid};
 use crate::agent::{Agent, AgentError, unix_nanos};
 use crate::cgroup::{CgroupError, Limits, PodCgroup, oom};
 use crate::config::Config;

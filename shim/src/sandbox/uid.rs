@@ -31,7 +31,7 @@ pub(super) async fn take(config: &Config, directory: &StateDir, state: &mut Stat
 
 fn take_now(config: &Config, directory: &StateDir, state: &mut State) -> io::Result<()> {
     let _lock = node_lock::acquire(&config.storage.directory, "uid", PATIENCE)?;
-    let taken = directory.others()?.iter().filter_map(|other| other.uid).collect::<Vec<_>>();
+    let taken = directory.others()?.iter().filter_map(|(_, other)| other.uid).collect::<Vec<_>>();
     // Overflow is ruled out by the configuration's check.
     let ids = config.vmm.uid_base..config.vmm.uid_base.saturating_add(config.vmm.uid_count);
     let uid = choose(&state.sandbox_id, ids, &taken).ok_or_else(|| {
