@@ -3,11 +3,11 @@
 
 pub mod boot;
 mod clock;
+mod end;
 mod files;
 pub mod plan;
 mod pod;
 mod port_forward;
-pub mod remains;
 mod request;
 mod resize;
 pub mod supervisor;
@@ -22,33 +22,69 @@ pub use request::Request;
 pub use resize::{Asked, ContainerLimits};
 
 use std::io;
+use std::path::PathBuf;
 use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::SystemTime;
 
-use containerd_shim_protos::events::task::{TaskExit, TaskStart};
-use protobuf::{MessageDyn, MessageField};
+use containerd_shim_protos::events::task::TaskStart;
+use protobuf::MessageDyn;
 use ravelin_proto::agent::StatsResponse;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::cgroup::PodCgroup;
 use crate::config::Config;
-use crate::error::TaskError;
-use crate::events::{Publisher, timestamp};
+use crate::error::{TaskError, chain};
+use crate::events::Publisher;
 use crate::machine::{self, Machine};
-use crate::process::{Exit, Life, Phase};
+use crate::network;
+use crate::process::{Life, Phase};
 use crate::state::{State, StateDir};
 use crate::sync::lock;
 use boot::BootError;
 use plan::Plan;
-use remains::Resources;
-use supervisor::{How, Order, Supervisor};
+use supervisor::{How, Order, Supervisor, deadline};
 
 /// Exit status of a pod, and of its containers, whose machine ended unasked.
 pub const LOST: u32 = 255;
 /// Exit status of what SIGKILL ended.
 pub const KILLED: u32 = 128 + 9;
+
+/// What a pod has on the host, to be removed with it.
+#[derive(Debug, Default)]
+pub(crate) struct Resources {
+    machine: Option<Machine>,
+    cgroup: Option<PodCgroup>,
+    netns: Option<PathBuf>,
+}
+
+impl Resources {
+    /// Ends the machine and removes the rest. What fails is logged; nothing stops the removal of the others.
+    async fn remove(self) {
+        if let Some(machine) = self.machine {
+            machine.kill();
+            let _ = tokio::time::timeout(deadline::REMOVAL, machine.wait()).await;
+        }
+        let network = async {
+            let Some(netns) = self.netns else { return };
+            match tokio::time::timeout(deadline::REMOVAL, network::detach(&netns)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::warn!("cannot remove the pod's tap: {}", chain(&error)),
+                Err(_) => tracing::warn!("the removal of the pod's tap takes too long"),
+            }
+        };
+        let cgroup = async {
+            let Some(cgroup) = self.cgroup else { return };
+            match tokio::time::timeout(deadline::REMOVAL, cgroup.delete()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::warn!("cannot remove the pod's cgroup: {}", chain(&error)),
+                Err(_) => tracing::warn!("the removal of the pod's cgroup takes too long"),
+            }
+        };
+        tokio::join!(network, cgroup);
+    }
+}
 
 /// What containerd knows of a sandbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,6 +116,8 @@ pub struct Sandbox {
     pod: OnceLock<Arc<Pod>>,
     booting: Mutex<Option<Booting>>,
     supervisor: Supervisor,
+    /// Whether the node's kernel killed the machine for memory, as was seen when it had ended.
+    oom_killed: OnceLock<bool>,
     resources: Mutex<Resources>,
     /// MiB of memory that the guest has: its size, until its containers are given other limits.
     memory_mib: AtomicU32,
@@ -107,7 +145,7 @@ impl Sandbox {
             () = cancelled.cancelled() => return Err(TaskError::failed(BootError::Cancelled)),
             turn = boot::turn(config) => turn.map_err(TaskError::failed)?,
         };
-        let mut resources = Resources { directory: Some(directory.clone()), ..Resources::default() };
+        let mut resources = Resources::default();
         let booted = boot::machine(&plan, config, &mut state, directory, &mut resources, cancelled).await;
         let (machine, attachment) = match booted {
             Ok(booted) => booted,
@@ -136,6 +174,7 @@ impl Sandbox {
             pod: OnceLock::new(),
             booting: Mutex::new(Some(booting)),
             supervisor,
+            oom_killed: OnceLock::new(),
             resources: Mutex::new(resources),
             memory_mib: AtomicU32::new(memory_mib),
             turn: tokio::sync::Mutex::default(),
@@ -284,58 +323,34 @@ impl Sandbox {
         Ok(())
     }
 
-    /// What a process of the pod that ends with the machine has for an exit status.
-    #[must_use]
-    pub fn status_of_the_lost(&self) -> u32 {
-        match self.supervisor.ordered() {
-            Some(order) if order.status != LOST => KILLED,
-            _ => LOST,
-        }
-    }
-
-    /// Sees the machine to its end, removes what the pod has on the host, and tells the world.
-    pub async fn watch(self: Arc<Self>, publisher: Publisher) {
-        let agent = || self.pod.get().map(|pod| pod.agent.clone());
-        let exit = self.supervisor.oversee(&self.machine, agent).await;
-        let order = self.supervisor.ordered();
-        match order {
-            None => {
-                let short = lock(&self.resources).cgroup.as_ref().is_some_and(PodCgroup::oom_killed);
-                let why = if short { ": the node's kernel killed it for memory" } else { "" };
-                tracing::error!(sandbox = self.id, "the pod's machine has ended unasked: {exit}{why}");
-            }
-            Some(order) => {
-                tracing::info!(
-                    sandbox = self.id,
-                    "the pod's machine has ended: {exit}, because {}",
-                    order.why
-                );
-            }
-        }
-        if let Some(booting) = lock(&self.booting).as_ref() {
-            booting.abort();
-        }
-        if let Some(pod) = self.pod.get() {
-            pod.volumes.close();
-        }
-        let resources = std::mem::take(&mut *lock(&self.resources));
-        resources.remove().await;
-        let _turn = self.turn.lock().await;
-        let exit = Exit::now(order.map_or(LOST, |order| order.status));
-        self.life.set(Phase::Stopped(exit));
-        let mut event = TaskExit::new();
-        event.container_id.clone_from(&self.id);
-        event.id.clone_from(&self.id);
-        event.pid = self.pid();
-        event.exit_status = exit.status;
-        event.exited_at = MessageField::some(timestamp(exit.at));
-        self.tell(&publisher, &event);
-    }
-
     /// Publishes an event of its task, if it is one.
     pub fn tell(&self, publisher: &Publisher, event: &dyn MessageDyn) {
         if self.api == Api::Task {
             publisher.publish(event);
         }
     }
+}
+
+/// Removes everything that a dead shim's pod left on the host, as its state tells.
+///
+/// # Errors
+/// What could not be removed, and why; the rest is.
+pub async fn remove_remains(state: &State) -> io::Result<()> {
+    let mut failed = Vec::new();
+    if let Some(machine) = state.machine
+        && let Err(error) = machine::kill_recorded(machine.pid, machine.start_time)
+    {
+        failed.push(format!("cannot kill the machine's process {}: {error}", machine.pid));
+    }
+    if let Some(netns) = &state.netns
+        && let Err(error) = network::detach(netns).await
+    {
+        failed.push(format!("cannot remove the pod's tap: {}", chain(&error)));
+    }
+    if let Some(path) = &state.cgroups_path
+        && let Err(error) = crate::cgroup::delete(path).await
+    {
+        failed.push(format!("cannot remove the pod's cgroup: {}", chain(&error)));
+    }
+    if failed.is_empty() { Ok(()) } else { Err(io::Error::other(failed.join("; "))) }
 }

@@ -52,6 +52,9 @@ pub mod deadline {
     pub const UNDO: Duration = Duration::from_secs(4);
 }
 
+/// Why a machine is ended that no longer takes part in the conversation.
+pub(super) const HUNG_UP: &str = "its process does not keep to the control protocol";
+
 /// How a machine is ended, from the gentlest on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum How {
@@ -196,7 +199,7 @@ impl Supervisor {
             exit = machine.wait() => return exit,
             how = stronger(&mut orders, None) => how,
             () = machine.hung_up() => {
-                self.cut("its process does not keep to the control protocol");
+                self.cut(HUNG_UP);
                 How::Cut
             }
         };

@@ -47,9 +47,17 @@ pub fn sandbox(pod: &Arc<Pod>, size: Size) -> Arc<Sandbox> {
         pod: OnceLock::from(Arc::clone(pod)),
         booting: Mutex::default(),
         supervisor: pod.supervisor.clone(),
+        oom_killed: OnceLock::new(),
         resources: Mutex::default(),
         memory_mib: plan.size.memory_mib.into(),
         turn: tokio::sync::Mutex::default(),
         plan,
     })
+}
+
+/// Ends a sandbox's machine as the node's kernel does when it is short of memory.
+pub async fn kill_for_memory(sandbox: &Sandbox) {
+    sandbox.oom_killed.set(true).unwrap();
+    sandbox.machine.kill();
+    sandbox.machine.wait().await;
 }

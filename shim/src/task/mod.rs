@@ -36,7 +36,7 @@ use crate::sync::lock;
 #[cfg(test)]
 pub(crate) use kill::kill as signal;
 use kill::{KILL, kill, remove_from_guest};
-use outcome::{deleted_or_gone, exit_event, finished, precondition, status};
+use outcome::{deleted_or_gone, exit_event, finished, is_oom_killed, precondition, status};
 pub(crate) use removal::Removal;
 
 /// Time the carrying back of termination logs may take before the exit is told.
@@ -165,7 +165,7 @@ impl Container {
                 }
             };
             tokio::join!(collect, container.io.settle(), container.execs_ended());
-            if waited.is_ok_and(|answer| answer.oom_killed) {
+            if is_oom_killed(&waited, &sandbox) {
                 container.tell_oom(&publisher);
             }
             let exit = Exit::now(status);

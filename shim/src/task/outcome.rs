@@ -23,6 +23,15 @@ pub(super) fn status(waited: &Result<WaitResponse, AgentError>, sandbox: &Sandbo
     }
 }
 
+/// Whether a container ended for want of memory: in the guest, or with a machine that the node killed for it.
+pub(super) fn is_oom_killed(waited: &Result<WaitResponse, AgentError>, sandbox: &Sandbox) -> bool {
+    match waited {
+        Ok(answer) => answer.oom_killed,
+        Err(AgentError::Ended { .. }) => sandbox.is_oom_killed(),
+        Err(_) => false,
+    }
+}
+
 /// A deletion in the guest is done when the guest says so, does not know the process, or is gone.
 pub(super) fn deleted_or_gone<T>(deleted: Result<T, AgentError>) -> Result<(), TaskError> {
     match deleted {

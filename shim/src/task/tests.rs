@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 use super::testing::container;
 use super::*;
 use crate::agent::testing::Fake;
-use crate::sandbox::testing::{pod_of, sandbox, silent_pod};
+use crate::sandbox::testing::{kill_for_memory, pod_of, sandbox, silent_pod};
 use crate::stdio::Fifos;
 use crate::stdio::testing::fifo;
 
@@ -72,6 +72,21 @@ async fn the_ends_of_execs_are_told_before_that_of_their_container() {
     container.life().ended().await;
     tokio::task::yield_now().await;
     assert_eq!(publisher.exits(), ["e", "c"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn containers_of_a_machine_that_was_killed_for_memory_were_killed_for_memory() {
+    let pod = Arc::new(pod_of(&Fake::default()).await);
+    let sandbox = sandbox(&pod, SIZE);
+    let publisher = Publisher::start(None, "k8s.io");
+    kill_for_memory(&sandbox).await;
+    for _ in 0..2 {
+        let container = container(&pod, Io::default(), ContainerLimits::default());
+        container.watch(&sandbox, &publisher);
+        assert_eq!(container.life().ended().await.status, 137);
+    }
+    tokio::task::yield_now().await;
+    assert_eq!(publisher.queued(), ["/tasks/oom", "/tasks/exit"].repeat(2));
 }
 
 #[tokio::test(start_paused = true)]

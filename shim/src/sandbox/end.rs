@@ -1,0 +1,110 @@
+//! The end of a pod's machine: why it came, what it means for the pod's processes, and what is left to do.
+
+use std::sync::Arc;
+
+use containerd_shim_protos::events::task::TaskExit;
+use protobuf::MessageField;
+
+use super::supervisor::{HUNG_UP, Order};
+use super::{KILLED, LOST, Sandbox};
+use crate::cgroup::PodCgroup;
+use crate::events::{Publisher, timestamp};
+use crate::machine;
+use crate::process::{Exit, Phase};
+use crate::sync::lock;
+
+impl Sandbox {
+    /// What a process of the pod that ends with the machine has for an exit status.
+    #[must_use]
+    pub fn status_of_the_lost(&self) -> u32 {
+        match self.supervisor.ordered() {
+            _ if self.is_oom_killed() => KILLED,
+            Some(order) if order.status != LOST => KILLED,
+            _ => LOST,
+        }
+    }
+
+    /// Whether the node's kernel killed the machine for memory, and its processes with it.
+    #[must_use]
+    pub fn is_oom_killed(&self) -> bool {
+        let Some(exit) = self.machine.exited() else { return false };
+        // The answer stays when the cgroup goes.
+        *self.oom_killed.get_or_init(|| {
+            let counted = lock(&self.resources).cgroup.as_ref().is_some_and(PodCgroup::oom_killed);
+            is_oom_kill(exit, self.supervisor.ordered(), counted)
+        })
+    }
+
+    /// Sees the machine to its end, removes what the pod has on the host, and tells the world.
+    pub async fn watch(self: Arc<Self>, publisher: Publisher) {
+        let agent = || self.pod.get().map(|pod| pod.agent.clone());
+        let exit = self.supervisor.oversee(&self.machine, agent).await;
+        // As long as the cgroup is there, which tells it.
+        let oom_killed = self.is_oom_killed();
+        let order = self.supervisor.ordered();
+        match order {
+            _ if oom_killed => {
+                tracing::error!(
+                    sandbox = self.id,
+                    "the pod's machine has ended: {exit}, by the node's kernel, which was short of memory"
+                );
+            }
+            None => tracing::error!(sandbox = self.id, "the pod's machine has ended unasked: {exit}"),
+            Some(order) => {
+                tracing::info!(
+                    sandbox = self.id,
+                    "the pod's machine has ended: {exit}, because {}",
+                    order.why
+                );
+            }
+        }
+        if let Some(booting) = lock(&self.booting).as_ref() {
+            booting.abort();
+        }
+        if let Some(pod) = self.pod.get() {
+            pod.volumes.close();
+        }
+        let resources = std::mem::take(&mut *lock(&self.resources));
+        resources.remove().await;
+        let _turn = self.turn.lock().await;
+        let status = if oom_killed { KILLED } else { order.map_or(LOST, |order| order.status) };
+        let exit = Exit::now(status);
+        self.life.set(Phase::Stopped(exit));
+        let mut event = TaskExit::new();
+        event.container_id.clone_from(&self.id);
+        event.id.clone_from(&self.id);
+        event.pid = self.pid();
+        event.exit_status = exit.status;
+        event.exited_at = MessageField::some(timestamp(exit.at));
+        self.tell(&publisher, &event);
+    }
+}
+
+/// Whether a machine that ended so, and by this order if there was one, was killed for memory: `counted` says that a process of
+/// its cgroup was.
+///
+/// The order may be the one for a machine that has broken off the conversation: one that is being killed does, and to give
+/// back much memory takes time.
+fn is_oom_kill(exit: machine::Exit, order: Option<Order>, counted: bool) -> bool {
+    let by_us = order.is_some_and(|order| order.why != HUNG_UP);
+    exit == machine::Exit::Signal(9) && !by_us && counted
+}
+
+#[cfg(test)]
+mod tests {
+    use ravelin_vmm::control::ExitReason;
+
+    use super::*;
+    use crate::sandbox::supervisor::How;
+
+    #[test]
+    fn what_the_kernel_killed_for_memory_is_told_from_what_we_did() {
+        let killed = machine::Exit::Signal(9);
+        let order = |why| Some(Order { how: How::Cut, status: LOST, why });
+        assert!(is_oom_kill(killed, None, true));
+        assert!(is_oom_kill(killed, order(HUNG_UP), true));
+        assert!(!is_oom_kill(killed, order("it was asked to"), true));
+        assert!(!is_oom_kill(killed, None, false), "somebody else sent SIGKILL");
+        assert!(!is_oom_kill(machine::Exit::Ended(ExitReason::Panic), None, true));
+    }
+}
