@@ -8,6 +8,7 @@ mod files;
 pub mod plan;
 mod pod;
 mod port_forward;
+pub mod remains;
 mod request;
 mod resize;
 pub mod supervisor;
@@ -21,8 +22,6 @@ pub use pod::Pod;
 pub use request::Request;
 pub use resize::{Asked, ContainerLimits};
 
-use std::io;
-use std::path::PathBuf;
 use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::SystemTime;
@@ -33,58 +32,22 @@ use ravelin_proto::agent::StatsResponse;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::cgroup::PodCgroup;
 use crate::config::Config;
-use crate::error::{TaskError, chain};
+use crate::error::TaskError;
 use crate::events::Publisher;
 use crate::machine::{self, Machine};
-use crate::network;
 use crate::process::{Life, Phase};
 use crate::state::{State, StateDir};
 use crate::sync::lock;
 use boot::BootError;
 use plan::Plan;
-use supervisor::{How, Order, Supervisor, deadline};
+use remains::Resources;
+use supervisor::{How, Order, Supervisor};
 
 /// Exit status of a pod, and of its containers, whose machine ended unasked.
 pub const LOST: u32 = 255;
 /// Exit status of what SIGKILL ended.
 pub const KILLED: u32 = 128 + 9;
-
-/// What a pod has on the host, to be removed with it.
-#[derive(Debug, Default)]
-pub(crate) struct Resources {
-    machine: Option<Machine>,
-    cgroup: Option<PodCgroup>,
-    netns: Option<PathBuf>,
-}
-
-impl Resources {
-    /// Ends the machine and removes the rest. What fails is logged; nothing stops the removal of the others.
-    async fn remove(self) {
-        if let Some(machine) = self.machine {
-            machine.kill();
-            let _ = tokio::time::timeout(deadline::REMOVAL, machine.wait()).await;
-        }
-        let network = async {
-            let Some(netns) = self.netns else { return };
-            match tokio::time::timeout(deadline::REMOVAL, network::detach(&netns)).await {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => tracing::warn!("cannot remove the pod's tap: {}", chain(&error)),
-                Err(_) => tracing::warn!("the removal of the pod's tap takes too long"),
-            }
-        };
-        let cgroup = async {
-            let Some(cgroup) = self.cgroup else { return };
-            match tokio::time::timeout(deadline::REMOVAL, cgroup.delete()).await {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => tracing::warn!("cannot remove the pod's cgroup: {}", chain(&error)),
-                Err(_) => tracing::warn!("the removal of the pod's cgroup takes too long"),
-            }
-        };
-        tokio::join!(network, cgroup);
-    }
-}
 
 /// What containerd knows of a sandbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -145,7 +108,7 @@ impl Sandbox {
             () = cancelled.cancelled() => return Err(TaskError::failed(BootError::Cancelled)),
             turn = boot::turn(config) => turn.map_err(TaskError::failed)?,
         };
-        let mut resources = Resources::default();
+        let mut resources = Resources { directory: Some(directory.clone()), ..Resources::default() };
         let booted = boot::machine(&plan, config, &mut state, directory, &mut resources, cancelled).await;
         let (machine, attachment) = match booted {
             Ok(booted) => booted,
@@ -329,28 +292,4 @@ impl Sandbox {
             publisher.publish(event);
         }
     }
-}
-
-/// Removes everything that a dead shim's pod left on the host, as its state tells.
-///
-/// # Errors
-/// What could not be removed, and why; the rest is.
-pub async fn remove_remains(state: &State) -> io::Result<()> {
-    let mut failed = Vec::new();
-    if let Some(machine) = state.machine
-        && let Err(error) = machine::kill_recorded(machine.pid, machine.start_time)
-    {
-        failed.push(format!("cannot kill the machine's process {}: {error}", machine.pid));
-    }
-    if let Some(netns) = &state.netns
-        && let Err(error) = network::detach(netns).await
-    {
-        failed.push(format!("cannot remove the pod's tap: {}", chain(&error)));
-    }
-    if let Some(path) = &state.cgroups_path
-        && let Err(error) = crate::cgroup::delete(path).await
-    {
-        failed.push(format!("cannot remove the pod's cgroup: {}", chain(&error)));
-    }
-    if failed.is_empty() { Ok(()) } else { Err(io::Error::other(failed.join("; "))) }
 }
