@@ -15,6 +15,10 @@ use super::registry::BoxStream;
 /// Bytes carried at once. Nothing else is buffered here: a host that reads slowly makes the process wait.
 const CHUNK: usize = 64 << 10;
 
+/// Most that is still sent once nobody comes for more: what the largest pipe holds. Whoever has the other end may write on
+/// for ever.
+const REST: usize = 1 << 20;
+
 /// Tells output pumps that no one will come for more: what is in the pipe is sent, then the stream closed, even if
 /// a process somewhere still holds the other end.
 pub type Finish = Arc<Notify>;
@@ -106,12 +110,13 @@ async fn output(fd: &AsyncFd<OwnedFd>, mut stream: BoxStream, finish: &Notify) {
     loop {
         let read = tokio::select! {
             biased;
-            read = fd.async_io(Interest::READABLE, |fd| Ok(rustix::io::read(fd, &mut buffer)?)) => read,
+            // First: a process that always has more to say is not listened to for ever.
             () = finish.notified() => {
                 // Others wait for the same word.
                 finish.notify_one();
-                break drain(fd, &mut buffer, &mut stream).await;
+                break drain(fd.get_ref(), &mut buffer, &mut stream).await;
             }
+            read = fd.async_io(Interest::READABLE, |fd| Ok(rustix::io::read(fd, &mut buffer)?)) => read,
         };
         // A terminal whose last user is gone says EIO.
         let Ok(read @ 1..) = read else { break };
@@ -124,8 +129,12 @@ async fn output(fd: &AsyncFd<OwnedFd>, mut stream: BoxStream, finish: &Notify) {
 }
 
 /// Sends what is there now.
-async fn drain(fd: &AsyncFd<OwnedFd>, buffer: &mut [u8], stream: &mut BoxStream) {
-    while let Ok(read @ 1..) = rustix::io::read(fd.get_ref(), &mut *buffer) {
+async fn drain(fd: &OwnedFd, buffer: &mut [u8], stream: &mut BoxStream) {
+    let mut sent = 0;
+    while sent < REST
+        && let Ok(read @ 1..) = rustix::io::read(fd, &mut *buffer)
+    {
+        sent += read;
         if stream.write_all(buffer.get(..read).unwrap_or_default()).await.is_err() {
             return;
         }
@@ -188,5 +197,35 @@ mod tests {
         tokio::time::timeout(Duration::from_secs(5), host_out.read_to_end(&mut got)).await.unwrap().unwrap();
         assert_eq!(got, b"last");
         tokio::time::timeout(Duration::from_secs(5), host_err.read_to_end(&mut got)).await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn finish_ends_outputs_whose_writers_write_on() {
+        let (endpoints, [_host_in, mut host_out, _host_err]) = endpoints();
+        let uid = rustix::process::getuid().as_raw();
+        let ([_stdin, stdout, _stderr], ends) = prepare(&endpoints, uid).unwrap();
+        let pumps = Pumps::over_pipes(endpoints, ends).unwrap();
+        // yes, until its pipe is closed
+        let yes = std::thread::spawn(move || while rustix::io::write(&stdout, &[b'y'; 4096]).is_ok() {});
+        host_out.read_exact(&mut [0; 4096]).await.unwrap();
+        pumps.finish();
+        let mut rest = Vec::new();
+        tokio::time::timeout(Duration::from_secs(20), host_out.read_to_end(&mut rest))
+            .await
+            .unwrap()
+            .unwrap();
+        yes.join().unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_is_sent_at_the_end_has_an_end() {
+        let endless = rustix::fs::open("/dev/zero", rustix::fs::OFlags::RDONLY, rustix::fs::Mode::empty());
+        let (guest, mut host) = tokio::io::duplex(CHUNK);
+        let mut stream: BoxStream = Box::new(guest);
+        let drained = async move { drain(&endless.unwrap(), &mut [0; CHUNK], &mut stream).await };
+        let mut sent = Vec::new();
+        let all = async { tokio::join!(drained, host.read_to_end(&mut sent)).1 };
+        tokio::time::timeout(Duration::from_secs(20), all).await.unwrap().unwrap();
+        assert_eq!(sent.len(), REST);
     }
 }
