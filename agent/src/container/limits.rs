@@ -18,14 +18,19 @@ use crate::error::{AgentError, Result};
 pub fn limit(resources: &LinuxResources, has_control: &dyn Fn(&str) -> bool) -> Result<LinuxResources> {
     let mut limits = LinuxResources::default();
     limits.set_devices(None);
-    limits.set_memory(resources.memory().map(|memory| limit_memory(memory, has_control("memory.swap.max"))));
+    let mut unified = HashMap::new();
+    let swap = has_control("memory.swap.max");
+    limits.set_memory(resources.memory().map(|memory| limit_memory(memory, swap)));
+    if swap && resources.memory().is_some_and(has_no_swap) {
+        // libcontainer takes nought for "not said".
+        unified.insert("memory.swap.max".to_owned(), "0".to_owned());
+    }
     limits.set_cpu(resources.cpu().as_ref().map(limit_cpu));
     limits.set_pids(*resources.pids());
     limits.set_hugepage_limits(resources.hugepage_limits().as_ref().map(|limits| {
         let known = |limit: &&LinuxHugepageLimit| has_control(&format!("hugetlb.{}.max", limit.page_size()));
         limits.iter().filter(known).cloned().collect()
     }));
-    let mut unified = HashMap::new();
     if let Some(weight) = resources.block_io().as_ref().map(io_weight).transpose()?.flatten() {
         unified.insert("io.weight".to_owned(), weight.to_string());
     }
@@ -88,6 +93,11 @@ fn limit_memory(memory: LinuxMemory, swap: bool) -> LinuxMemory {
     limits
 }
 
+/// Whether memory and swap together may be no more than memory alone.
+fn has_no_swap(memory: LinuxMemory) -> bool {
+    memory.limit().is_some_and(|limit| limit > 0) && memory.limit() == memory.swap()
+}
+
 /// Everything but the host's CPU numbers and realtime budgets, which cgroup v2 lacks.
 fn limit_cpu(cpu: &LinuxCpu) -> LinuxCpu {
     let mut limits = LinuxCpu::default();
@@ -131,6 +141,22 @@ mod tests {
             "unified": { "memory.oom.group": "1", "memory.high": "5", "io.weight": "4950" }
         });
         assert_eq!(serde_json::to_value(limits.unwrap()).unwrap(), expected);
+    }
+
+    #[test]
+    fn a_container_that_may_not_swap_is_given_no_swap() {
+        let swap = |memory: serde_json::Value, unified: serde_json::Value| {
+            let resources = json!({ "memory": memory, "unified": unified });
+            let limits = limit(&serde_json::from_value(resources).unwrap(), &|_| true).unwrap();
+            limits.unified().as_ref().and_then(|unified| unified.get("memory.swap.max").cloned())
+        };
+        assert_eq!(swap(json!({ "limit": 4096, "swap": 4096 }), json!({})).as_deref(), Some("0"));
+        for memory in [json!({ "limit": 4096, "swap": 8192 }), json!({ "limit": -1, "swap": -1 }), json!({})]
+        {
+            assert_eq!(swap(memory, json!({})), None);
+        }
+        let told = swap(json!({ "limit": 4096, "swap": 4096 }), json!({ "memory.swap.max": "1" }));
+        assert_eq!(told.as_deref(), Some("1"));
     }
 
     #[test]
