@@ -4,6 +4,10 @@ use std::io;
 
 use tonic::Status;
 
+/// Longest text, in bytes. It travels in a header, with three bytes for many a character, and the host takes no headers of more
+/// than 16 KiB.
+const MAX_TEXT: usize = 4 << 10;
+
 /// Why a request failed. Each kind is one gRPC code; the text is a sentence for people.
 #[derive(Debug, thiserror::Error)]
 pub enum AgentError {
@@ -53,7 +57,7 @@ impl<T, E: Into<io::Error>> Attempt<T> for std::result::Result<T, E> {
 
 impl From<AgentError> for Status {
     fn from(error: AgentError) -> Self {
-        let text = error.to_string();
+        let text = shortened(error.to_string());
         match error {
             AgentError::NotFound(_) => Self::not_found(text),
             AgentError::AlreadyExists(_) => Self::already_exists(text),
@@ -62,6 +66,16 @@ impl From<AgentError> for Status {
             AgentError::Os { .. } | AgentError::Failed(_) => Self::internal(text),
         }
     }
+}
+
+/// The text, without the end of a long one: it may hold a name as long as an argument can be.
+#[must_use]
+pub fn shortened(mut text: String) -> String {
+    if text.len() > MAX_TEXT {
+        text.truncate(text.floor_char_boundary(MAX_TEXT));
+        text.push('…');
+    }
+    text
 }
 
 /// An error with all its causes, in one line.
@@ -78,4 +92,18 @@ pub fn chain(error: &dyn std::error::Error) -> String {
         cause = error.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_of_any_length_fits_into_the_headers_of_an_answer() {
+        let status = Status::from(AgentError::Invalid("ä".repeat(100_000)));
+        assert!(status.message().starts_with("ää") && status.message().ends_with("ä…"));
+        let headers = status.into_http::<()>().into_parts().0.headers;
+        let length: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 32).sum();
+        assert!(length < 16 << 10, "{length} bytes");
+    }
 }

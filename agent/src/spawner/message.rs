@@ -16,20 +16,13 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-use crate::error::AgentError;
+use crate::error::{AgentError, shortened};
 
 /// Largest packet, in bytes.
 const MAX_PACKET: usize = 32 << 10;
-/// Longest error, in bytes: it may hold the name of a program as long as an argument can be.
-const MAX_ERROR: usize = 4 << 10;
-
 /// The answer that something failed; the end of a long text is left out.
-pub(super) fn failure(mut text: String) -> Reply {
-    if text.len() > MAX_ERROR {
-        text.truncate(text.floor_char_boundary(MAX_ERROR));
-        text.push('…');
-    }
-    Reply::Error(text)
+pub(super) fn failure(text: String) -> Reply {
+    Reply::Error(shortened(text))
 }
 /// Most descriptors in one packet.
 const MAX_FDS: usize = 5;
