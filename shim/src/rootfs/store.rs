@@ -200,6 +200,10 @@ impl Maker<'_> {
                 let _ = fs::remove_file(&place.temporary);
             },
         )?;
+        // One that a power cut may have spoilt must not come under the new record if we are killed before the new one is in
+        // its place.
+        remove_if_there(&place.image)
+            .map_err(RootfsError::file("remove the old layer image", &place.image))?;
         let mut entry = Record { boot: record::boot_id(), synced: false, source: identity.path.clone() };
         entry.write(&place.record).map_err(RootfsError::file("write the record", &place.record))?;
         fs::rename(&place.temporary, &place.image)
@@ -268,6 +272,13 @@ impl Maker<'_> {
     }
 }
 
+fn remove_if_there(file: &Path) -> io::Result<()> {
+    match fs::remove_file(file) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
 fn empty_image(source: &Path) -> RootfsError {
     RootfsError::Tool {
         tool: "mkfs.erofs",
@@ -307,6 +318,34 @@ mod tests {
         let error = prepared.expect("it does not wait").unwrap_err();
         assert!(matches!(&error, RootfsError::TooLong { patience: SOON, .. }), "{error}");
         error.to_string()
+    }
+
+    #[tokio::test]
+    async fn an_image_of_an_earlier_boot_is_gone_before_the_record_of_a_new_one_is_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let (source, layers) = (dir.path().join("source"), dir.path().join("layers"));
+        fs::create_dir(&source).unwrap();
+        fs::create_dir(&layers).unwrap();
+        fs::write(source.join("file"), "whole").unwrap();
+        let identity = identity::identify(&source).unwrap();
+        let place = Place::of(&identity, &layers);
+        let old = Record { boot: "an-earlier-one".to_owned(), synced: false, source: identity.path.clone() };
+        old.write(&place.record).unwrap();
+        fs::write(&place.image, vec![0; 4096]).unwrap();
+        let store = LayerStore::new(&layers, Duration::from_secs(60));
+        let (kind, options) = ("bind".to_owned(), vec!["ro".to_owned()]);
+        let mounts = [RootfsMount { kind, source: identity.path.to_str().unwrap().to_owned(), options }];
+        // As far as it comes where it cannot write the record.
+        let obstacle = place.record.with_extension("record-new");
+        fs::create_dir(&obstacle).unwrap();
+        let error = store.prepare(&mounts).await.unwrap_err().to_string();
+        assert!(error.starts_with("cannot write the record"), "{error}");
+        assert!(!place.image.exists());
+        fs::remove_dir(&obstacle).unwrap();
+        let made = store.prepare(&mounts).await.unwrap();
+        let mut magic = [0; 4];
+        std::os::unix::fs::FileExt::read_exact_at(&made[0].file, &mut magic, 1024).unwrap();
+        assert_eq!(u32::from_le_bytes(magic), 0xe0f5_e1e2);
     }
 
     #[tokio::test]
