@@ -31,4 +31,6 @@ pub mod stats;
 pub mod stdio;
 pub mod sync;
 pub mod task;
+#[cfg(test)]
+mod testing;
 pub mod volumes;

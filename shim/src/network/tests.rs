@@ -10,6 +10,7 @@ use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteType};
 
 use super::{NetworkError, TAP_NAME, attach, detach, guest, netns};
+use crate::testing::skip;
 
 const MAC: [u8; 6] = [0x02, 0x11, 0x22, 0x33, 0x44, 0x55];
 
@@ -38,11 +39,11 @@ impl Pair {
     /// `None`, with a reason printed, where this may not be done.
     fn new(name: &str) -> Option<Self> {
         if !rustix::process::geteuid().is_root() || !Path::new("/dev/net/tun").exists() {
-            println!("skipped: needs root and /dev/net/tun");
+            skip("it needs root and /dev/net/tun");
             return None;
         }
         if Command::new("ip").arg("-V").output().is_err() {
-            println!("skipped: needs iproute2");
+            skip("it needs ip (iproute2)");
             return None;
         }
         let id = std::process::id();

@@ -9,6 +9,7 @@ use super::mounts::{Kind, sources};
 use super::record::Record;
 use super::{LayerStore, RootfsError, RootfsMount, collect, identity, scratch};
 use crate::node_lock;
+use crate::testing::skip;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -79,7 +80,7 @@ fn what_cannot_be_served_is_named() {
 fn tools() -> bool {
     let there = Command::new("mkfs.erofs").arg("--help").output().is_ok();
     if !there {
-        println!("skipped: needs mkfs.erofs (erofs-utils)");
+        skip("it needs mkfs.erofs (erofs-utils)");
     }
     there
 }
@@ -129,7 +130,7 @@ async fn layers_hold_all_that_overlayfs_needs() {
             .unwrap()
             .success();
     if !mounted {
-        println!("the image's content is not looked at: cannot mount erofs here");
+        skip("it needs to mount EROFS to look at the image's content");
         return;
     }
     let seen = std::panic::catch_unwind(|| {
@@ -322,7 +323,7 @@ async fn a_full_disk_is_named_when_an_image_does_not_fit() {
     fs::create_dir(&layers).unwrap();
     let small = ["-t", "tmpfs", "-o", "size=64k", "tmpfs"];
     if !tools() || !Command::new("mount").args(small).arg(&layers).status().is_ok_and(|s| s.success()) {
-        println!("skipped: needs to mount");
+        skip("it needs to mount a tmpfs");
         return;
     }
     let source = dir.path().join("source");
@@ -338,7 +339,7 @@ async fn a_full_disk_is_named_when_an_image_does_not_fit() {
 #[tokio::test]
 async fn a_scratch_disk_is_a_sparse_file_without_a_name() {
     if Command::new("mkfs.ext4").arg("-V").output().is_err() {
-        println!("skipped: needs mkfs.ext4 (e2fsprogs)");
+        skip("it needs mkfs.ext4 (e2fsprogs)");
         return;
     }
     let dir = tempfile::tempdir().unwrap();

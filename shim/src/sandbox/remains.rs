@@ -227,11 +227,19 @@ mod tests {
         }
         child.kill().unwrap();
         child.wait().unwrap();
-        let mut left: Vec<_> =
-            fs::read_dir(&pods).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        let mut left: Vec<_> = fs::read_dir(&pods)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
         left.sort();
-        let expected =
-            ["its-machine-lives", "its-shim-lives", "known-to-containerd", "of-an-older-shim", "own", "stuck"];
+        let expected = [
+            "its-machine-lives",
+            "its-shim-lives",
+            "known-to-containerd",
+            "of-an-older-shim",
+            "own",
+            "stuck",
+        ];
         assert_eq!(left, expected);
         let socket = |name: &str| root.path().join(format!("{name}.sock")).exists();
         assert!(!socket("abandoned") && !socket("without-a-machine") && socket("known-to-containerd"));
@@ -261,8 +269,7 @@ mod tests {
             let directory = StateDir::new(root.path(), "abc");
             directory.save(&State::default()).unwrap();
             let cgroup = Some(PodCgroup::open(cgroup).unwrap());
-            let resources =
-                Resources { cgroup, directory: Some(directory.clone()), ..Resources::default() };
+            let resources = Resources { cgroup, directory: Some(directory.clone()), ..Resources::default() };
             resources.remove().await;
             directory.remove().unwrap();
             assert_eq!(directory.path().exists(), stays);
