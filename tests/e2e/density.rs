@@ -33,9 +33,14 @@ fn many_pods_run_at_once_and_leave_nothing() {
         assert!(said.contains(&address.to_string()), "{address} in {said}");
     }
     drop(containers);
+    let traces: Vec<_> = pods.iter().map(Pod::traces).collect();
     thread::scope(|scope| {
         for pod in pods {
             scope.spawn(move || pod.remove());
         }
     });
+    for traces in traces {
+        traces.assert_closed();
+    }
+    host.assert_clean();
 }

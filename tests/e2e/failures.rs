@@ -237,6 +237,7 @@ fn dies(host: &Host, death: impl FnOnce(&Pod<'_>)) {
     eventually("the pod is seen to have ended", || (pod.state() == "SANDBOX_NOTREADY").then_some(()));
     pod.remove();
     traces.assert_gone();
+    traces.assert_closed();
 }
 
 #[track_caller]

@@ -93,7 +93,7 @@ fn a_container_with_a_host_path_or_too_many_capabilities_is_refused_and_the_pod_
     assert_eq!(fine.start().output(), "value");
 }
 
-/// The pod is refused with exactly these words at the end of the error, and no machine was started for it.
+/// The pod is refused with exactly these words at the end of the error.
 #[track_caller]
 fn refused(pod: PodSpec<'_>, words: &str) {
     let name = pod.name();

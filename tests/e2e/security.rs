@@ -86,12 +86,14 @@ fn seccomp_profiles_are_obeyed() {
     let unconfined = run(json!({ "profile_type": 1 }));
     let default = run(json!({ "profile_type": 0 }));
     let localhost = run(json!({ "profile_type": 2, "localhost_ref": file }));
-    for (container, mode, mkdir) in
-        [(unconfined, "0", "works"), (default, "2", "works"), (localhost, "2", "fails")]
+    for (container, mode, mkdir, is_default) in
+        [(unconfined, "0", "works", false), (default, "2", "works", true), (localhost, "2", "fails", false)]
     {
         container.ended();
         let said = report(&container.logs().out());
         assert_eq!((said["Seccomp"].as_str(), said["mkdir"].as_str()), (mode, mkdir), "{said:?}");
+        // The default profile refuses what the others do not forbid.
+        assert_eq!(said.contains_key("userns"), !is_default, "{said:?}");
     }
 }
 

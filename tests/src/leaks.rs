@@ -5,6 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::Host;
 use crate::wait::until;
 
 /// Where a pod lives on the host, noted while it runs and looked for after its removal.
@@ -18,13 +19,16 @@ pub struct Traces {
     processes: BTreeSet<(u32, String)>,
     /// The pod's network namespace.
     netns: Option<PathBuf>,
+    /// The shim's socket, whose name is a digest.
+    socket: Option<PathBuf>,
 }
 
 impl Traces {
     /// Notes where the sandbox `id` of the pod `uid` lives.
     #[must_use]
     pub fn of_sandbox(id: &str, uid: &str) -> Self {
-        let mut traces = Self { netns: netns(id), uid: uid.to_owned(), ..Self::default() };
+        let (netns, socket) = (netns(id), state_of(id, "socket"));
+        let mut traces = Self { netns, socket, uid: uid.to_owned(), ..Self::default() };
         traces.add_id(id);
         traces
     }
@@ -60,6 +64,21 @@ impl Traces {
         assert!(clean.is_some(), "left behind by a removed pod:\n  {}", left.join("\n  "));
     }
 
+    /// Panics when containerd still has something open, a minute later, that names the pod or one of its containers.
+    #[track_caller]
+    pub fn assert_closed(&self) {
+        let mut open = Vec::new();
+        let closed = until(Duration::from_secs(60), || {
+            let containerd = fs::read_to_string("/run/containerd.pid").unwrap_or_default();
+            let descriptors =
+                fs::read_dir(format!("/proc/{}/fd", containerd.trim())).expect("containerd runs");
+            let links = descriptors.flatten().filter_map(|entry| fs::read_link(entry.path()).ok());
+            open = links.map(|link| link.display().to_string()).filter(|link| self.names(link)).collect();
+            open.is_empty().then_some(())
+        });
+        assert!(closed.is_some(), "containerd has this open of a removed pod:\n  {}", open.join("\n  "));
+    }
+
     /// Whatever of the pod is still there.
     #[must_use]
     pub fn left(&self) -> Vec<String> {
@@ -76,7 +95,8 @@ impl Traces {
         }
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
         left.extend(mounts.lines().filter(|line| self.names(line)).map(|line| format!("mount {line}")));
-        left.extend(self.netns.iter().filter(|path| path.exists()).map(|path| format!("{}", path.display())));
+        let files = self.netns.iter().chain(&self.socket);
+        left.extend(files.filter(|path| path.exists()).map(|path| format!("{}", path.display())));
         for (root, depth) in [
             ("/sys/fs/cgroup", 6),
             ("/run/ravelin", 2),
@@ -84,8 +104,17 @@ impl Traces {
             ("/run/containerd", 4),
             ("/run/containerd-1.6", 4),
             ("/run/containerd-2.3", 4),
+            ("/var/lib/containerd/io.containerd.runtime.v2.task", 2),
+            ("/var/lib/containerd/io.containerd.grpc.v1.cri", 2),
+            ("/var/lib/cni", 3),
         ] {
             self.search(Path::new(root), depth, &mut left);
+        }
+        // An address is taken by a file of its name, which says by whom.
+        for lease in fs::read_dir("/var/lib/cni/networks/pods").into_iter().flatten().flatten() {
+            if fs::read_to_string(lease.path()).is_ok_and(|owner| self.names(&owner)) {
+                left.push(format!("address {}", lease.path().display()));
+            }
         }
         left.sort();
         left.dedup();
@@ -135,22 +164,48 @@ pub(crate) fn of_any_pod() -> Vec<String> {
     let mut left = Vec::new();
     for pid in pids() {
         let line = command_line(pid);
-        if line.contains("containerd-shim-") || line.contains("ravelin-vmm") {
+        let ours = ["containerd-shim-", "ravelin-vmm", "mkfs.erofs", "mkfs.ext4"];
+        if ours.iter().any(|program| line.contains(program)) {
             left.push(format!("process {pid}: {line}"));
         }
     }
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    let ours = ["/run/netns/", "io.containerd.runtime.v2.task", "/run/ravelin"];
+    let ours = [
+        "/run/netns/",
+        "io.containerd.runtime.v2.task",
+        "io.containerd.grpc.v1.cri",
+        "/run/ravelin",
+        "/var/lib/ravelin/",
+    ];
     left.extend(
         mounts.lines().filter(|line| ours.iter().any(|part| line.contains(part))).map(ToOwned::to_owned),
     );
-    for folder in ["/run/netns", "/run/ravelin", "/var/lib/ravelin/scratch"] {
+    for folder in [
+        "/run/netns",
+        "/run/ravelin",
+        "/var/lib/ravelin/scratch",
+        // Shims' sockets and bundles.
+        "/run/containerd/s",
+        "/run/containerd/io.containerd.runtime.v2.task/k8s.io",
+        "/run/containerd/io.containerd.sandbox.controller.v1.shim/k8s.io",
+    ] {
         let entries = fs::read_dir(folder).into_iter().flatten().flatten();
         left.extend(entries.map(|entry| format!("{}", entry.path().display())));
     }
     // The pods' own cgroups are the kubelet's to remove, that is the tests'; what is below them is not.
-    for pod in folders(Path::new("/sys/fs/cgroup/kubepods")) {
-        left.extend(folders(&pod).iter().map(|cgroup| format!("{}", cgroup.display())));
+    let roots: &[&str] = if Host::has_cgroup2() { &[""] } else { &["cpu", "memory", "pids"] };
+    for root in roots.iter().map(|root| Path::new("/sys/fs/cgroup").join(root)) {
+        let mut cgroups: Vec<_> =
+            folders(&root.join("kubepods")).iter().flat_map(|pod| folders(pod)).collect();
+        // Where pods are that name none.
+        cgroups.extend(folders(&root.join("k8s.io")));
+        left.extend(cgroups.iter().map(|cgroup| format!("{}", cgroup.display())));
+    }
+    for device in fs::read_dir("/sys/block").into_iter().flatten().flatten() {
+        let file = fs::read_to_string(device.path().join("loop/backing_file")).unwrap_or_default();
+        if ["/ravelin/", "/containerd"].iter().any(|part| file.contains(part)) {
+            left.push(format!("device {} of {}", device.file_name().display(), file.trim()));
+        }
     }
     let links = fs::read_dir("/sys/class/net").into_iter().flatten().flatten();
     let links = links.map(|link| link.file_name().to_string_lossy().into_owned());
@@ -199,7 +254,12 @@ fn netns(sandbox: &str) -> Option<PathBuf> {
         return network["path"].as_str().map(PathBuf::from);
     }
     // A pod of the sandbox API has no specification; the shim knows.
+    state_of(sandbox, "netns")
+}
+
+/// A path that the shim of this sandbox has written down.
+fn state_of(sandbox: &str, what: &str) -> Option<PathBuf> {
     let state = fs::read_to_string(format!("/run/ravelin/{sandbox}/state.json")).ok()?;
     let state: serde_json::Value = serde_json::from_str(&state).ok()?;
-    state["netns"].as_str().map(PathBuf::from)
+    state[what].as_str().map(PathBuf::from)
 }
