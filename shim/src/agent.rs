@@ -26,6 +26,8 @@ const MAX_MESSAGE: usize = 1024;
 const WAIT_PAUSE: Duration = Duration::from_millis(100);
 /// How often a wait is tried again while the machine runs.
 const WAIT_ATTEMPTS: u32 = 20;
+/// Time between the break of a connection and the end of the machine's process, when that is why it broke.
+const HANG_UP_GRACE: Duration = Duration::from_secs(1);
 
 /// A call that failed.
 #[derive(Debug, thiserror::Error)]
@@ -174,18 +176,20 @@ impl Agent {
             biased;
             answer = call => match answer {
                 Ok(response) => Ok(response.into_inner()),
-                Err(status) => Err(self.refused(what, &status)),
+                Err(status) => Err(self.refused(what, &status).await),
             },
             exit = self.machine.wait() => Err(AgentError::Ended { what, exit }),
             () = patience => Err(AgentError::Timeout { what, after }),
         }
     }
 
-    fn refused(&self, what: &'static str, status: &Status) -> AgentError {
-        // A broken connection is how the machine's end shows first.
-        match self.machine.exited() {
-            Some(exit) => AgentError::Ended { what, exit },
-            None => AgentError::Refused {
+    async fn refused(&self, what: &'static str, status: &Status) -> AgentError {
+        // A broken connection, which no guest's answer tells of, is how the machine's end shows first.
+        let broken = std::error::Error::source(status).is_some();
+        let grace = if broken { HANG_UP_GRACE } else { Duration::ZERO };
+        match tokio::time::timeout(grace, self.machine.wait()).await {
+            Ok(exit) => AgentError::Ended { what, exit },
+            Err(_) => AgentError::Refused {
                 what,
                 code: status.code(),
                 message: bounded(status.message(), MAX_MESSAGE),
@@ -233,7 +237,7 @@ impl Agent {
             let known =
                 !matches!(status.code(), Code::NotFound | Code::InvalidArgument | Code::Unimplemented);
             if !known || attempts >= WAIT_ATTEMPTS {
-                return Err(self.refused(WHAT, &status));
+                return Err(self.refused(WHAT, &status).await);
             }
             tokio::time::sleep(WAIT_PAUSE).await;
         }
@@ -270,6 +274,8 @@ fn client(machine: &Machine, first: Option<UnixStream>) -> AgentClient<Channel> 
 
 #[cfg(test)]
 mod tests {
+    use ravelin_proto::agent::Empty;
+
     use super::*;
     use crate::machine::testing;
 
@@ -281,5 +287,22 @@ mod tests {
         let agent = Agent::connect(&machine, soon, Duration::from_millis(70_500)).await.unwrap();
         let request = agent.request(());
         assert_eq!(request.metadata().get("grpc-timeout").unwrap(), "70500000u");
+    }
+
+    /// The machine's process closes its sockets a moment before it has ended.
+    #[tokio::test]
+    async fn a_connection_that_breaks_because_the_machine_ends_says_so() {
+        let (machine, control) = testing::machine();
+        let mut connections = testing::connections(control);
+        let soon = Duration::from_secs(20);
+        let agent = Agent::connect(&machine, soon, soon).await.unwrap();
+        let mut client = agent.client();
+        let ending = async {
+            drop(connections.recv().await);
+            tokio::time::sleep(HANG_UP_GRACE / 4).await;
+            machine.kill();
+        };
+        let (called, ()) = tokio::join!(agent.call("end the guest", client.shutdown(Empty {})), ending);
+        assert!(matches!(called, Err(AgentError::Ended { exit: Exit::Signal(9), .. })), "{called:?}");
     }
 }
