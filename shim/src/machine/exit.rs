@@ -36,12 +36,6 @@ impl Exit {
             .find(|reason| i32::from(reason.code()) == code)
             .map_or(Self::Status(code), Self::Ended)
     }
-
-    /// Whether the guest or the shim ended the machine in good order.
-    #[must_use]
-    pub fn is_orderly(self) -> bool {
-        matches!(self, Self::Ended(ExitReason::PowerOff | ExitReason::Stopped))
-    }
 }
 
 impl fmt::Display for Exit {
