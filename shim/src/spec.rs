@@ -5,7 +5,8 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::{Capability, LinuxNamespaceType, Mount, Root, Spec};
+use oci_spec::runtime::{Capability, LinuxNamespaceType, Mount, Process, Root, Spec};
+use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
@@ -91,12 +92,15 @@ pub fn load_container(bundle: &Path) -> Result<(Spec, Vec<String>), SpecError> {
     Ok((spec, names))
 }
 
-/// An exec's process, JSON, without capabilities that no kernel knows. What is no JSON is left for the agent to refuse.
-#[must_use]
-pub fn known_capabilities(process: Vec<u8>) -> Vec<u8> {
-    let Ok(mut json) = serde_json::from_slice(&process) else { return process };
+/// An exec's process, JSON, without capabilities that no kernel knows.
+///
+/// # Errors
+/// When it is no process of the OCI spec.
+pub fn exec_process(text: &[u8]) -> serde_json::Result<Vec<u8>> {
+    let mut json: Value = serde_json::from_slice(text)?;
     drop_unknown_capabilities(&mut json);
-    serde_json::to_vec(&json).unwrap_or(process)
+    Process::deserialize(&json)?;
+    serde_json::to_vec(&json)
 }
 
 fn drop_unknown_capabilities(process: &mut Value) {
@@ -186,13 +190,18 @@ pub fn pid_namespace(spec: &Spec) -> PidNamespace {
     }
 }
 
+/// Whether the mount binds a path.
+#[must_use]
+pub fn is_bind(mount: &Mount) -> bool {
+    mount.typ().as_deref() == Some("bind")
+        || mount.options().iter().flatten().any(|option| matches!(option.as_str(), "bind" | "rbind"))
+}
+
 /// The mounts that bind a path of the host.
 pub fn host_mounts(spec: &Spec) -> impl Iterator<Item = (&Mount, &str)> {
     spec.mounts().iter().flatten().filter_map(|mount| {
-        let is_bind = mount.typ().as_deref() == Some("bind")
-            || mount.options().iter().flatten().any(|option| matches!(option.as_str(), "bind" | "rbind"));
         let source = mount.source().as_ref()?.to_str()?;
-        (is_bind && !source.is_empty()).then_some((mount, source))
+        (is_bind(mount) && !source.is_empty()).then_some((mount, source))
     })
 }
 
@@ -297,10 +306,12 @@ mod tests {
             (capabilities.bounding().as_ref(), capabilities.effective().as_ref()),
             (Some(&known), Some(&known))
         );
-        let exec: Value =
-            serde_json::from_slice(&known_capabilities(process.to_string().into_bytes())).unwrap();
+        let exec = exec_process(process.to_string().as_bytes()).unwrap();
+        let exec: Value = serde_json::from_slice(&exec).unwrap();
         assert_eq!(exec["capabilities"]["effective"], json!(["CAP_KILL", "CAP_CHOWN"]));
-        assert_eq!(known_capabilities(b"nonsense".to_vec()), b"nonsense");
+        for nonsense in ["", "nonsense", "{", "[]", "7", r#"{ "args": "sh" }"#] {
+            exec_process(nonsense.as_bytes()).expect_err(nonsense);
+        }
         std::fs::write(bundle.path().join(CONFIG), "{").unwrap();
         assert!(load_container(bundle.path()).is_err());
     }

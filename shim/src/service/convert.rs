@@ -16,7 +16,15 @@ pub(super) fn state(target: &Target, request: StateRequest) -> StateResponse {
         Target::Container(container) => {
             (container.life().phase(), container.bundle.as_str(), &container.paths)
         }
-        Target::Exec(container, exec) => (exec.life().phase(), container.bundle.as_str(), &exec.paths),
+        Target::Exec(container, exec) => {
+            let phase = match (container.life().phase(), exec.life().phase()) {
+                (_, ended @ Phase::Stopped(_)) => ended,
+                // All of a container's processes stand still together.
+                (Phase::Paused, _) => Phase::Paused,
+                (_, phase) => phase,
+            };
+            (phase, container.bundle.as_str(), &exec.paths)
+        }
     };
     let mut response = StateResponse::new();
     response.id = request.id;

@@ -92,12 +92,17 @@ impl Task for Handler {
     }
 
     async fn pids(&self, _: &TtrpcContext, request: PidsRequest) -> Answer<PidsResponse> {
-        self.0.target(&request.id, "")?;
-        // The machine is the only process of the pod on the host; pids of the guest mean nothing here.
-        let mut process = ProcessInfo::new();
-        process.pid = self.0.sandbox()?.pid();
+        // The machine is the only process of the pod on the host; pids of the guest mean nothing here. containerd looks for
+        // the number that State tells, which for a container is another.
+        let mut pids = vec![self.0.target(&request.id, "")?.pid()];
+        pids.extend(self.0.sandbox().map(|sandbox| sandbox.pid()).ok().filter(|pid| !pids.contains(pid)));
+        let process = |pid| {
+            let mut process = ProcessInfo::new();
+            process.pid = pid;
+            process
+        };
         let mut response = PidsResponse::new();
-        response.processes.push(process);
+        response.processes = pids.into_iter().map(process).collect();
         Ok(response)
     }
 
@@ -149,7 +154,13 @@ impl Task for Handler {
             stderr: request.stderr,
             terminal: request.terminal,
         };
-        let process = crate::spec::known_capabilities(request.spec.into_option().unwrap_or_default().value);
+        let process = request.spec.into_option().unwrap_or_default().value;
+        let process = crate::spec::exec_process(&process).map_err(|error| {
+            let (id, exec_id) = (&request.id, &request.exec_id);
+            TaskError::InvalidArgument(format!(
+                "the process {exec_id} for the container {id} is none of the OCI spec, as JSON: {error}"
+            ))
+        })?;
         self.0.exec(&request.id, Exec::new(request.exec_id, process, paths))?;
         Ok(Empty::new())
     }

@@ -1,6 +1,8 @@
 use std::path::Path;
 use std::time::Duration;
 
+use containerd_shim_protos::api::{ExecProcessRequest, PidsRequest, StateRequest, Status};
+use containerd_shim_protos::shim_async::Task;
 use ravelin_policy::Size;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
@@ -9,9 +11,10 @@ use super::*;
 use crate::agent::testing::Fake;
 use crate::sandbox::testing::{pod_of, sandbox, silent_pod};
 use crate::sandbox::{ContainerLimits, Pod};
-use crate::stdio::Io;
+use crate::stdio::{Io, Paths};
 use crate::task::testing::container;
 
+const PROCESS: &str = r#"{ "args": ["true"], "cwd": "/", "user": { "uid": 0, "gid": 0 } }"#;
 const SIZE: Size = Size { vcpus: 1, cpu_millis: 1000, memory_mib: 512 };
 
 fn service() -> Service {
@@ -72,4 +75,99 @@ async fn a_resize_that_fails_leaves_the_limits_as_they_were() {
         assert_eq!(updates, [lower.clone(), had.to_json()]);
         assert_eq!(container.limits(), had);
     }
+}
+
+fn context() -> ttrpc::r#async::TtrpcContext {
+    ttrpc::r#async::TtrpcContext {
+        mh: ttrpc::MessageHeader::default(),
+        metadata: HashMap::new(),
+        timeout_nano: 0,
+        connection_data: Arc::default(),
+    }
+}
+
+/// A service of a sandbox and of the container `c`, which runs.
+async fn serving() -> (Arc<Service>, Arc<Container>) {
+    let pod = Arc::new(silent_pod().await);
+    let container = container(&pod, Io::default(), ContainerLimits::default());
+    container.life().set(Phase::Running);
+    let service = Arc::new(service());
+    service.tasks().sandbox = Entry::Ready(sandbox(&pod, SIZE));
+    service.tasks().containers.insert("c".to_owned(), Entry::Ready(Arc::clone(&container)));
+    (service, container)
+}
+
+fn exec_of(process: &[u8]) -> ExecProcessRequest {
+    let mut request = ExecProcessRequest::new();
+    request.id = "c".to_owned();
+    request.exec_id = "e".to_owned();
+    request.spec.mut_or_insert_default().value = process.to_vec();
+    request
+}
+
+#[tokio::test]
+async fn an_exec_that_is_no_process_is_refused_when_it_is_added() {
+    let (service, container) = serving().await;
+    let handler = handlers::Handler::new(Arc::clone(&service));
+    for process in ["", "sh", "[]"] {
+        let refused = handler.exec(&context(), exec_of(process.as_bytes())).await.unwrap_err();
+        let ttrpc::Error::RpcStatus(status) = refused else { panic!("{refused}") };
+        assert_eq!(status.code(), ttrpc::Code::INVALID_ARGUMENT);
+        assert!(status.message.contains("the process e for the container c"), "{}", status.message);
+        assert!(container.exec("e").is_err());
+    }
+    handler.exec(&context(), exec_of(PROCESS.as_bytes())).await.unwrap();
+    container.exec("e").unwrap();
+}
+
+#[tokio::test]
+async fn an_exec_stands_still_with_its_container_until_it_has_ended() {
+    let (service, container) = serving().await;
+    let handler = handlers::Handler::new(Arc::clone(&service));
+    handler.exec(&context(), exec_of(PROCESS.as_bytes())).await.unwrap();
+    let exec = container.exec("e").unwrap();
+    let status = async || {
+        let mut request = StateRequest::new();
+        request.id = "c".to_owned();
+        request.exec_id = "e".to_owned();
+        handler.state(&context(), request).await.unwrap().status.unwrap()
+    };
+    exec.life().set(Phase::Running);
+    assert_eq!(status().await, Status::RUNNING);
+    container.life().set(Phase::Paused);
+    assert_eq!(status().await, Status::PAUSED);
+    exec.life().set(Phase::Stopped(Exit::now(0)));
+    assert_eq!(status().await, Status::STOPPED);
+}
+
+#[tokio::test]
+async fn the_pid_of_a_state_is_among_the_pids() {
+    let (service, container) = serving().await;
+    let handler = handlers::Handler::new(Arc::clone(&service));
+    let machine = service.sandbox().unwrap().pid();
+    let sandbox_id = service.sandbox().unwrap().id.clone();
+    for (id, expected) in [("c", vec![container.pid(), machine]), (sandbox_id.as_str(), vec![machine])] {
+        let mut request = PidsRequest::new();
+        request.id = id.to_owned();
+        let pids = handler.pids(&context(), request).await.unwrap().processes;
+        assert_eq!(pids.iter().map(|process| process.pid).collect::<Vec<_>>(), expected);
+    }
+}
+
+/// An exec may be added to a container that is still to be started, and be started when it was.
+#[tokio::test(start_paused = true)]
+async fn an_exec_waits_for_the_start_of_its_container() {
+    let fake = Fake::default();
+    fake.let_start();
+    let pod = Arc::new(pod_of(&fake).await);
+    let (container, sandbox) =
+        (container(&pod, Io::default(), ContainerLimits::default()), sandbox(&pod, SIZE));
+    let publisher = Publisher::start(None, "k8s.io");
+    container.add_exec(Exec::new("e".to_owned(), PROCESS.into(), Paths::default())).unwrap();
+    let exec = container.exec("e").unwrap();
+    let early = exec.start(&container, &sandbox, &publisher).await.unwrap_err();
+    assert!(matches!(early, TaskError::FailedPrecondition(_)), "{early}");
+    assert_eq!(exec.life().phase(), Phase::Created);
+    container.start(&publisher).await.unwrap();
+    exec.start(&container, &sandbox, &publisher).await.unwrap();
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use oci_spec::runtime::Spec;
-use ravelin_policy::{ContainerView, PodIdentity, PolicyConfig, check_container, classify};
+use ravelin_policy::{ContainerView, PodIdentity, PolicyConfig, check_container, classify, missing_root};
 use ravelin_proto::agent::{CreateContainerRequest, NamespaceMode};
 use tokio_util::sync::CancellationToken;
 
@@ -68,7 +68,15 @@ pub fn judge(spec: &Spec, bounding: &[String], pod: &Pod, policy: &PolicyConfig)
             .filter_map(|(_, source)| classify(source, identity, &pod.roots).violation(source)),
     );
     check_container(&view, policy).map_err(|refusal| {
-        let way_around = refusal.way_around().map_or_else(String::new, |way| format!(" ({way})"));
+        let missing =
+            spec::host_mounts(spec).find_map(|(_, source)| missing_root(source, identity, &pod.roots));
+        let way_around = match (refusal.way_around(), missing) {
+            (Some(way), _) => format!(" ({way})"),
+            (None, Some((key, root))) => format!(
+                " (if this node's {key} keeps its files in {root}, name that directory as well in {key} of [roots] in ravelin.toml)"
+            ),
+            (None, None) => String::new(),
+        };
         TaskError::Refused(format!("{refusal}{way_around}"))
     })?;
     // A privileged container's spec can list every device of the node, which nobody asked for by name; it gets the guest's.

@@ -131,14 +131,13 @@ impl Container {
         self.execs().get(exec_id).cloned().ok_or_else(missing)
     }
 
-    /// Adds an exec, to be started later.
+    /// Adds an exec, to be started later: also to a container that is still to be started, as runc does.
     ///
     /// # Errors
-    /// When the container does not run, or the id is taken.
+    /// When the container is paused or has ended, or the id is taken.
     pub fn add_exec(&self, exec: Exec) -> Result<(), TaskError> {
         match self.life.phase() {
-            Phase::Running => {}
-            Phase::Created => return Err(precondition("cannot exec in a created container")),
+            Phase::Created | Phase::Running => {}
             Phase::Paused => return Err(precondition("cannot exec in a paused container")),
             Phase::Stopped(_) => return Err(precondition("cannot exec in a stopped container")),
         }

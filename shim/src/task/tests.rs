@@ -118,6 +118,7 @@ async fn the_guest_is_told_how_long_the_caller_of_an_exec_waits() {
     let (container, sandbox) =
         (container(&pod, Io::default(), ContainerLimits::default()), sandbox(&pod, SIZE));
     let exec = Arc::new(Exec::new("e".to_owned(), Vec::new(), Paths::default()));
+    container.life().set(Phase::Running);
     fake.let_start();
     exec.start(&container, &sandbox, &Publisher::start(None, "k8s.io")).await.unwrap();
     assert_eq!(fake.timed(), ["exec", "start"]);

@@ -9,6 +9,7 @@ use ravelin_proto::agent::{Empty, EmptyDir, MountSource, PushedVolume};
 use super::termination::TerminationLog;
 use super::watch::Pushed;
 use super::{Shared, VolumeError, host, subpath};
+use crate::spec::is_bind;
 use crate::sync::{blocking, lock};
 
 /// Resolves the mounts of one container.
@@ -122,9 +123,4 @@ impl Resolver<'_> {
         lock(&self.shared.logs).entry(self.container_id.to_owned()).or_default().push(log);
         Ok(Source::Pushed(PushedVolume { volume, sub_path: String::new() }))
     }
-}
-
-fn is_bind(mount: &Mount) -> bool {
-    mount.typ().as_deref() == Some("bind")
-        || mount.options().iter().flatten().any(|option| matches!(option.as_str(), "bind" | "rbind"))
 }
