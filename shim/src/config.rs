@@ -11,8 +11,8 @@ use serde::Deserialize;
 
 use check::Problem;
 
-/// Where the configuration is looked for.
-pub const DEFAULT_PATH: &str = "/etc/ravelin/ravelin.toml";
+/// Where the configuration is looked for if nobody says where it is.
+const DEFAULT_PATH: &str = "/etc/ravelin/ravelin.toml";
 
 /// The configuration; every field has a default.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
@@ -158,16 +158,31 @@ pub enum ConfigError {
 }
 
 impl Config {
-    /// Reads the configuration at `path`; a file that is not there stands for the defaults.
+    /// Reads the configuration at `named`, where the runtime's options in containerd's configuration name one; else the
+    /// usual file, which may be absent.
     ///
     /// # Errors
     /// Names the file and the key.
-    pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let text = match std::fs::read_to_string(path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
-            Err(source) => return Err(ConfigError::Read { path: path.to_owned(), source }),
-        };
+    pub fn of_runtime(named: Option<&Path>) -> Result<Self, ConfigError> {
+        match named {
+            Some(path) => Self::load(path),
+            None => Self::load_if_there(Path::new(DEFAULT_PATH)),
+        }
+    }
+
+    /// A file that is not there stands for the defaults.
+    fn load_if_there(path: &Path) -> Result<Self, ConfigError> {
+        match Self::load(path) {
+            Err(ConfigError::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                Ok(Self::default())
+            }
+            other => other,
+        }
+    }
+
+    fn load(path: &Path) -> Result<Self, ConfigError> {
+        let read = std::fs::read_to_string(path);
+        let text = read.map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
         Self::parse(&text, path)
     }
 
@@ -240,8 +255,11 @@ mod tests {
     }
 
     #[test]
-    fn an_absent_file_is_the_defaults() {
-        assert_eq!(Config::load(Path::new("/nonexistent/ravelin.toml")).unwrap(), Config::default());
+    fn an_absent_file_is_the_defaults_unless_it_was_named() {
+        let path = Path::new("/nonexistent/ravelin.toml");
+        assert_eq!(Config::load_if_there(path).unwrap(), Config::default());
+        let error = Config::of_runtime(Some(path)).unwrap_err().to_string();
+        assert_eq!(error, "cannot read the configuration /nonexistent/ravelin.toml");
     }
 
     #[test]

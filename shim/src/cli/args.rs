@@ -15,6 +15,8 @@ pub struct Args {
     pub bundle: String,
     /// Address of the socket a daemon serves on; from our own `start`.
     pub socket: String,
+    /// The configuration; from our own `start`, empty for the usual one.
+    pub config: String,
     /// More log lines.
     pub debug: bool,
     /// `-v`: print the version.
@@ -32,7 +34,7 @@ pub struct Args {
 pub enum ArgsError {
     /// A flag nobody knows.
     #[error(
-        "unknown flag {0}; the flags are -namespace, -id, -address, -publish-binary, -bundle, -socket, -debug, -info, -v and -h"
+        "unknown flag {0}; the flags are -namespace, -id, -address, -publish-binary, -bundle, -socket, -config, -debug, -info, -v and -h"
     )]
     UnknownFlag(String),
     /// A flag without its value.
@@ -102,6 +104,7 @@ impl Args {
             "publish-binary" => Some(&mut self.publish_binary),
             "bundle" => Some(&mut self.bundle),
             "socket" => Some(&mut self.socket),
+            "config" => Some(&mut self.config),
             _ => None,
         }
     }

@@ -11,7 +11,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::start::LISTENER_FD;
 use super::{Args, CliError, check};
-use crate::config::{self, Config};
+use crate::config::Config;
 use crate::error::chain;
 use crate::events::Publisher;
 use crate::logging;
@@ -87,7 +87,8 @@ async fn serve(args: &Args, listener: OwnedFd, socket: &Path) -> Result<(), CliE
     let (mut terminate, mut interrupt) = (catch(SignalKind::terminate())?, catch(SignalKind::interrupt())?);
     // The end of somebody's terminal is nothing to a pod. A handler that does nothing is enough while it lives.
     let _ignored = catch(SignalKind::hangup())?;
-    let config = Config::load(Path::new(config::DEFAULT_PATH))?;
+    let config =
+        Config::of_runtime(Some(Path::new(&args.config)).filter(|path| !path.as_os_str().is_empty()))?;
     let publisher = Publisher::start(std::env::var("TTRPC_ADDRESS").ok(), &args.namespace);
     let directory = StateDir::new(Path::new(state::ROOT), &args.id);
     let state = State {

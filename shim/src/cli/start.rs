@@ -19,7 +19,7 @@ use sha2::{Digest, Sha256};
 
 use super::bootstrap::{self, Bootstrap};
 use super::{Args, CliError, check, print};
-use crate::config::{self, Config};
+use crate::config::Config;
 use crate::error::bounded;
 use crate::spec::{self, Kind};
 use crate::state::{self, StateDir};
@@ -42,7 +42,7 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
     let bundle = std::env::current_dir().map_err(CliError::system("find the bundle"))?;
     let socket_dir = PathBuf::from(input.socket_dir.as_deref().unwrap_or(SOCKET_DIR));
     if is_of_the_sandbox_api(&bundle) {
-        let config = Config::load(Path::new(config::DEFAULT_PATH))?;
+        let config = Config::of_runtime(input.config.as_deref())?;
         let address = start_daemon(args, &input, &socket_dir, config.call_deadline())?;
         return print(&result(SANDBOX_API, &address));
     }
@@ -57,7 +57,7 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
         }
         Kind::Sandbox => {
             // The daemon reads it again; here its errors reach the user.
-            let config = Config::load(Path::new(config::DEFAULT_PATH))?;
+            let config = Config::of_runtime(input.config.as_deref())?;
             start_daemon(args, &input, &socket_dir, config.call_deadline())?
         }
     };
@@ -170,6 +170,9 @@ fn spawn(
         .env_clear();
     if args.debug || input.debug {
         command.arg("-debug");
+    }
+    if let Some(config) = &input.config {
+        command.arg("-config").arg(config);
     }
     // containerd passes its whole environment; only this concerns us.
     for name in ["PATH", "TTRPC_ADDRESS", "RUST_BACKTRACE"] {
