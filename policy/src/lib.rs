@@ -33,4 +33,6 @@ pub use sizing::{
     SandboxResources, Size, SizeError, SizingConfig, SizingMode, TableRow, pod_requests, size,
 };
 pub use view::{ContainerView, SandboxView};
-pub use volumes::{PodIdentity, PushedKind, Roots, SANDBOX_CONTROLLER, Unsupported, VolumeKind, classify};
+pub use volumes::{
+    PodIdentity, PushedKind, Roots, SANDBOX_CONTROLLER, Unsupported, VolumeKind, classify, missing_root,
+};

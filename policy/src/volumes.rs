@@ -167,6 +167,24 @@ pub fn classify(host_path: &str, pod: PodIdentity<'_>, roots: &Roots) -> VolumeK
     VolumeKind::Unsupported(Unsupported::HostPath)
 }
 
+/// The key of [`Roots`] that would have to name a directory, and that directory, if `host_path` lies outside of the roots
+/// but looks like what the kubelet or containerd makes for pods: theirs may be elsewhere on this node.
+#[must_use]
+pub fn missing_root<'a>(
+    host_path: &'a str,
+    pod: PodIdentity<'_>,
+    roots: &Roots,
+) -> Option<(&'static str, &'a str)> {
+    if classify(host_path, pod, roots) != VolumeKind::Unsupported(Unsupported::HostPath) {
+        return None;
+    }
+    let above = |name: &str| host_path.split_once(&format!("/{name}/")).map(|(root, _)| root);
+    let containerd = || CRI_DIRECTORIES.into_iter().chain([SANDBOX_CONTROLLER]).find_map(above);
+    let kubelet = || above(&format!("pods/{}", pod.pod_uid)).filter(|_| !pod.pod_uid.is_empty());
+    let named = containerd().map(|root| ("containerd", root)).or_else(|| Some(("kubelet", kubelet()?)))?;
+    (!named.1.is_empty()).then_some(named)
+}
+
 /// Absolute, without empty, `.` and `..` components, and without NUL.
 fn is_normal(path: &str) -> bool {
     !path.contains('\0')

@@ -163,3 +163,30 @@ fn violations_name_the_volume_or_its_path() {
     );
     assert_eq!(text(&format!("/var/lib/kubelet/pods/{UID}/etc-hosts")), None);
 }
+
+#[test]
+fn a_root_that_is_elsewhere_is_told_from_a_path_of_the_host() {
+    let pod = PodIdentity { sandbox_id: "s", pod_uid: "u-1", host_ipc: false };
+    let roots = Roots::default();
+    let missing = |path| missing_root(path, pod, &roots);
+    let k3s = "/run/k3s/containerd";
+    let hostname = format!("{k3s}/io.containerd.grpc.v1.cri/sandboxes/s/hostname");
+    let hosts = format!("{k3s}/{SANDBOX_CONTROLLER}/k8s.io/s/hosts");
+    assert_eq!(missing(&hostname), Some(("containerd", k3s)));
+    assert_eq!(missing(&hosts), Some(("containerd", k3s)));
+    assert_eq!(missing("/data/kubelet/pods/u-1/etc-hosts"), Some(("kubelet", "/data/kubelet")));
+    for path in [
+        // The host's, another pod's, below a root already, directly below `/`, not in normal form.
+        "/etc",
+        "/data/kubelet/pods/u-2/etc-hosts",
+        "/run/containerd/io.containerd.grpc.v1.cri/sandboxes/other/hostname",
+        "/io.containerd.grpc.v1.cri/sandboxes/s/hostname",
+        "/run/k3s/../io.containerd.grpc.v1.cri/sandboxes/s/hostname",
+    ] {
+        assert_eq!(missing(path), None, "{path}");
+    }
+    let named = Roots { containerd: vec![k3s.to_owned()], ..Roots::default() };
+    assert_eq!(missing_root(&hostname, pod, &named), None);
+    let unknown = PodIdentity { pod_uid: "", ..pod };
+    assert_eq!(missing_root("/data/pods//x", unknown, &Roots::default()), None);
+}
