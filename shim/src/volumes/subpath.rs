@@ -48,7 +48,7 @@ pub(super) fn inside(bound: &str, volume: &str, roots: &Roots) -> Result<String,
         std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()))
     };
     let (bound_at, volume_at) = (real(bound).map_err(failed)?, real(volume).map_err(failed)?);
-    let table = parse(&std::fs::read_to_string("/proc/self/mountinfo").map_err(failed)?);
+    let table = parse(&std::fs::read("/proc/self/mountinfo").map_err(failed)?);
     relate(&table, &bound_at, &volume_at).ok_or_else(|| VolumeError::Content {
         path: bound.to_owned(),
         reason: format!("is not a part of the volume {volume}"),
@@ -81,9 +81,11 @@ fn place<'a>(table: &'a [MountEntry], path: &Path) -> Option<(&'a str, PathBuf, 
     Some((&entry.device, at, exactly))
 }
 
-/// `36 35 98:0 /root /point options ...`, with blanks and backslashes in octal.
-fn parse(text: &str) -> Vec<MountEntry> {
-    text.lines()
+/// `36 35 98:0 /root /point options ...`, with blanks and backslashes in octal. Some other mount of the node may have a
+/// name that is no UTF-8; a volume's has none.
+fn parse(text: &[u8]) -> Vec<MountEntry> {
+    String::from_utf8_lossy(text)
+        .lines()
         .filter_map(|line| {
             let mut fields = line.split(' ').skip(2);
             let device = fields.next()?.to_owned();
@@ -104,8 +106,9 @@ fn unescape(field: &str) -> String {
 mod tests {
     use super::*;
 
-    const TABLE: &str = "\
+    const TABLE: &[u8] = b"\
 20 1 8:1 / / rw - ext4 /dev/sda1 rw
+21 20 8:2 / /media/b\xfccher rw - vfat /dev/sdb1 rw
 30 20 0:50 / /k/pods/u/volumes/kubernetes.io~empty-dir/mem rw - tmpfs tmpfs rw
 31 20 8:1 /k/pods/u/volumes/kubernetes.io~empty-dir/disk/a\\040b /k/pods/u/volume-subpaths/disk/c/0 rw - ext4 x rw
 32 20 0:50 /x/y /k/pods/u/volume-subpaths/mem/c/1 rw - tmpfs tmpfs rw
