@@ -230,7 +230,8 @@ fn each_switch_moves_its_own_item_only() {
     }"#;
     let all =
         ["HostNetwork", "HostPID", "HostIPC", "Privileged", "AllowPrivilegeEscalation", "BPF", "HostPort"];
-    let switches: [(&str, fn(&mut Allow)); 5] = [
+    type Switch = fn(&mut Allow);
+    let switches: [(&str, Switch); 5] = [
         ("HostNetwork", |allow| allow.host_network = Some(true)),
         ("HostPID", |allow| allow.host_pid = Some(true)),
         ("HostIPC", |allow| allow.host_ipc = Some(true)),
