@@ -7,6 +7,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -129,7 +130,12 @@ impl Tool<'_> {
             io::ErrorKind::NotFound => RootfsError::MissingTool { tool: self.name, package: self.package },
             _ => failed(source),
         })?;
-        let words = child.stderr.take().map(listen);
+        let words = child.stderr.take().map(listen).transpose().map_err(|error| {
+            // Nobody would wait for it.
+            let _ = child.kill();
+            let _ = child.wait();
+            failed(error)
+        })?;
         let Some(status) = end_within(&mut child, patience).map_err(failed)? else {
             return Err(RootfsError::TooLong { what: self.name, path: self.about.to_owned(), patience });
         };
@@ -149,8 +155,9 @@ impl Tool<'_> {
 }
 
 /// Reads to its end what a program says, so that it never waits for us, and keeps the beginning.
-fn listen(mut said: impl Read + Send + 'static) -> std::thread::JoinHandle<Vec<u8>> {
-    std::thread::spawn(move || {
+fn listen(mut said: impl Read + Send + 'static) -> io::Result<JoinHandle<Vec<u8>>> {
+    // `thread::spawn` would end the whole shim where the node gives no more threads.
+    thread::Builder::new().name("listen".to_owned()).spawn(move || {
         let mut kept = Vec::new();
         let _ = (&mut said).take(MAX_WORDS).read_to_end(&mut kept);
         let _ = io::copy(&mut said, &mut io::sink());

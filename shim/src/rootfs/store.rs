@@ -217,8 +217,8 @@ impl Maker<'_> {
             "made a layer image"
         );
         if let Ok(file) = layer.file.try_clone() {
-            // No one waits for the disk; until it is done the image counts for this boot only.
-            std::thread::spawn(move || {
+            // No one waits for the disk; until it is done, or without a thread for it, the image counts for this boot only.
+            let _ = std::thread::Builder::new().name("sync".to_owned()).spawn(move || {
                 entry.synced = file.sync_all().is_ok();
                 if entry.synced {
                     let _ = entry.write(&place.record);
