@@ -202,7 +202,30 @@ impl Made<'_> {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
+    use crate::sandbox::testing::silent_pod;
+
+    #[tokio::test]
+    async fn a_container_whose_files_are_elsewhere_hears_which_directory_is_not_named() {
+        let pod = silent_pod().await;
+        let refusal = |source: &str| {
+            let mount =
+                json!({ "destination": "/x", "type": "bind", "source": source, "options": ["rbind"] });
+            let spec = serde_json::from_value(json!({ "ociVersion": "1.1.0", "mounts": [mount] })).unwrap();
+            judge(&spec, &[], &pod, &PolicyConfig::default()).unwrap_err().to_string()
+        };
+        let words = "Pod not supported on Fargate: volumes not supported: ";
+        let k3s = "/run/k3s/containerd/io.containerd.grpc.v1.cri/sandboxes/s/hostname";
+        assert_eq!(
+            refusal(k3s),
+            format!(
+                "{words}{k3s} is of an unsupported volume Type (if this node's containerd keeps its files in /run/k3s/containerd, name that directory as well in containerd of [roots] in ravelin.toml)"
+            )
+        );
+        assert_eq!(refusal("/etc"), format!("{words}/etc is of an unsupported volume Type"));
+    }
 
     #[test]
     fn a_pid_of_the_host_names_the_pods_namespace_or_another_containers() {
