@@ -148,7 +148,8 @@ async fn layers_hold_all_that_overlayfs_needs() {
             rustix::fs::getxattr(at.join("opaque"), "trusted.overlay.opaque", &mut value[..]).unwrap();
         assert_eq!(&value[..length], b"y");
     });
-    assert!(Command::new("umount").arg(&at).status().unwrap().success());
+    // Lazily: whoever looks at all mounts of the machine at this moment must not fail the test.
+    assert!(Command::new("umount").arg("-l").arg(&at).status().unwrap().success());
     seen.unwrap();
 }
 
