@@ -177,7 +177,7 @@ impl Agent {
             })?,
             api::NamespaceMode::Target => {
                 let target = self.container(&request.pid_target)?;
-                target.check_running()?;
+                target.check_alive()?;
                 target.init.pid().ok_or_else(|| {
                     AgentError::WrongState(format!("container {} has no process", request.pid_target))
                 })?

@@ -1,4 +1,4 @@
-//! Further processes in a running container.
+//! Further processes in a container that is created or runs.
 
 use std::fs::File;
 use std::io::{self, Seek, Write};
@@ -31,7 +31,7 @@ pub(super) struct Plan {
 ///
 /// # Errors
 ///
-/// [`AgentError::WrongState`] unless the container runs, [`AgentError::AlreadyExists`] if the id is taken.
+/// [`AgentError::WrongState`] unless the container is created and has not ended, [`AgentError::AlreadyExists`] if the id is taken.
 pub async fn exec(
     services: &Arc<Services>,
     container: &Container,
@@ -40,7 +40,7 @@ pub async fn exec(
 ) -> Result<()> {
     let id = request.exec_id;
     super::check_id(&id)?;
-    container.check_running()?;
+    container.check_alive()?;
     let name = format!("exec {id} of container {}", container.id);
     let process: SpecProcess = serde_json::from_slice(&request.process)
         .map_err(|error| AgentError::Invalid(format!("read the process of {name}: {error}")))?;
@@ -117,7 +117,7 @@ fn build(
     plan: Plan,
     deadline: Instant,
 ) -> Result<()> {
-    container.check_running()?;
+    container.check_alive()?;
     container.check_not_paused()?;
     let (Some(init), Some(pidfd)) = (container.init.pid(), container.init.pidfd()) else {
         return Err(AgentError::WrongState(format!("container {} has no process", container.id)));

@@ -152,22 +152,22 @@ impl Container {
     ///
     /// # Errors
     ///
-    /// [`AgentError::WrongState`] unless it runs; otherwise the kernel's refusal.
+    /// [`AgentError::WrongState`] unless it is created and has not ended; otherwise the kernel's refusal.
     pub fn set_paused(&self, paused: bool, deadline: Instant) -> Result<()> {
-        self.check_running()?;
+        self.check_alive()?;
         self.cgroup.freeze(paused, deadline)?;
         self.paused.store(paused, Ordering::Relaxed);
         Ok(())
     }
 
-    /// Refuses unless its first process runs its program.
+    /// Refuses unless its first process is there, running its program or waiting to.
     ///
     /// # Errors
     ///
     /// [`AgentError::WrongState`].
-    pub fn check_running(&self) -> Result<()> {
+    pub fn check_alive(&self) -> Result<()> {
         match self.init.phase() {
-            Phase::Running => Ok(()),
+            Phase::Created | Phase::Starting | Phase::Running => Ok(()),
             _ => Err(AgentError::WrongState(format!("container {} is not running", self.id))),
         }
     }
@@ -238,6 +238,17 @@ mod tests {
             assert!(check_id(id).is_err(), "{id:?}");
         }
         check_id(&"f".repeat(64)).unwrap();
+    }
+
+    #[test]
+    fn a_container_is_alive_from_its_creation_to_its_end() {
+        let container = Container::new("c", vec![]);
+        let alive =
+            [Phase::Creating, Phase::Created, Phase::Starting, Phase::Running, Phase::Stopped].map(|phase| {
+                container.init.advance(&[container.init.phase()], phase).unwrap();
+                container.check_alive().is_ok()
+            });
+        assert_eq!(alive, [false, true, true, true, false]);
     }
 
     #[test]

@@ -46,6 +46,18 @@ pub async fn exec_cases(client: Client) {
     container.delete().await;
 }
 
+/// As with runc, a container that waits to be started takes execs, and is started as ever afterwards.
+pub async fn exec_before_start(client: Client) {
+    let mut container = Container::create(&client, "early", spec(&["cat", "/left"])).await.unwrap();
+    let (status, out, err) =
+        container.exec("e", &["sh", "-c", "echo early > /left; cat /proc/self/cgroup; pwd"]).await;
+    assert_eq!((status, out.as_str()), (0, "0::/\n/\n"), "{err}");
+    let name = api::ContainerRequest { container_id: "early".into() };
+    container.client.pause(name.clone()).await.unwrap();
+    container.client.resume(name).await.unwrap();
+    assert_eq!(container.finish().await, (0, "early\n".to_owned(), String::new()));
+}
+
 pub async fn exec_terminal(client: Client) {
     let mut container = sleeper(&client, "ext").await;
     let mut tty = process(&["sh", "-c", "stty size; tty; exit 4"]);

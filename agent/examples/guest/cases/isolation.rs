@@ -2,6 +2,7 @@
 
 use ravelin_proto::agent as api;
 use serde_json::json;
+use tokio::io::AsyncReadExt;
 
 use crate::container::{Container, sh, sleeper};
 use crate::host::{Client, process, spec};
@@ -81,6 +82,24 @@ pub async fn cgroup_boundary(client: Client) {
     let (_, out, err) = Container::create(&client, "cgb", manager).await.unwrap().finish().await;
     assert_eq!(out, "8388608\n67108864\n", "{err}");
     assert!(err.contains("Operation not permitted"), "{err}");
+}
+
+/// Cgroups in one another, deeper than any path can name: only so deep, and the container is taken down all the same.
+pub async fn cgroups_without_end(client: Client) {
+    let script = "cd /sys/fs/cgroup; name=$(printf %0200d 0); deep=0; \
+        while [ $deep -lt 500 ] && mkdir $name && cd -P $name; do deep=$((deep+1)); done 2>/dev/null; \
+        echo $deep; exec sleep 1000";
+    let mut manager = spec(&["sh", "-c", script]);
+    manager["mounts"][5]["options"] = json!(["nosuid", "noexec", "nodev", "rw"]);
+    let mut container = Container::create(&client, "deep", manager).await.unwrap();
+    container.start().await;
+    let mut deep = [0; 3];
+    container.streams.stdout.read_exact(&mut deep).await.unwrap();
+    println!("        {} deep", String::from_utf8_lossy(&deep).trim());
+    assert_eq!(&deep, b"63\n");
+    let name = api::ContainerRequest { container_id: "deep".into() };
+    assert_eq!(container.client.list_pids(name).await.unwrap().into_inner().pids.len(), 1);
+    container.end().await;
 }
 
 pub async fn tight_seccomp(client: Client) {
