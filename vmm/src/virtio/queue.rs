@@ -92,7 +92,8 @@ impl Budget {
         Self(chains)
     }
 
-    fn spend(&mut self) -> bool {
+    /// Takes one away; false if there is none left.
+    pub fn spend(&mut self) -> bool {
         self.0.checked_sub(1).map(|left| self.0 = left).is_some()
     }
 }

@@ -4,15 +4,17 @@
 //! that checksums and segmentation are left to whoever does them best.
 
 mod control;
+mod offloads;
 mod receive;
 pub mod tap;
 mod transmit;
 
 use std::io;
 
-use super::queue::{Malformed, QueueSpec, Virtqueue};
+use super::queue::{Budget, Malformed, QueueSpec, Virtqueue};
 use super::{Description, Device};
 use crate::event::{Readiness, Registrar};
+use offloads::Offloads;
 use receive::Receiver;
 use tap::Tap;
 use transmit::transmit;
@@ -24,6 +26,8 @@ const CONTROL_QUEUE_SIZE: u16 = 16;
 const MAX_CHAIN_BYTES: usize = 1 << 20;
 /// Frames after which the guest hears of them, even while there are more.
 const SIGNAL_EVERY: u16 = 64;
+/// Most frames, and chains of the guest's for them, in one call, so that a flood at one queue does not starve the others.
+const BUDGET: u16 = 256;
 /// `struct virtio_net_hdr_v1`, in front of each frame.
 pub const HEADER_BYTES: usize = 12;
 /// The largest frame, header included, that segmentation offload makes: 64 KiB of IP packet in Ethernet with a VLAN tag.
@@ -64,6 +68,7 @@ pub struct Net {
     taps: Vec<Tap>,
     features: u64,
     config: [u8; 12],
+    offloads: Offloads,
     active: Option<Active>,
 }
 
@@ -82,12 +87,16 @@ impl Net {
     /// # Errors
     /// When a descriptor is not a tap queue in the mode that is needed.
     pub fn new(taps: Vec<std::fs::File>, mac: [u8; 6], mtu: u16) -> Result<Self, NetError> {
-        let pairs = u16::try_from(taps.len()).unwrap_or(u16::MAX);
         let taps = taps
             .into_iter()
             .enumerate()
             .map(|(queue, tap)| Tap::new(tap).map_err(|source| NetError::Tap { queue, source }))
             .collect::<Result<Vec<_>, _>>()?;
+        Ok(Self::on(taps, mac, mtu))
+    }
+
+    fn on(taps: Vec<Tap>, mac: [u8; 6], mtu: u16) -> Self {
+        let pairs = u16::try_from(taps.len()).unwrap_or(u16::MAX);
         let mut features = F_CSUM
             | F_GUEST_CSUM
             | F_MTU
@@ -107,56 +116,44 @@ impl Net {
         let ([p0, p1], [t0, t1]) = (pairs.to_le_bytes(), mtu.to_le_bytes());
         // Address, status (link up), most queue pairs, MTU.
         let config = [m0, m1, m2, m3, m4, m5, 1, 0, p0, p1, t0, t1];
-        Ok(Self { taps, features, config, active: None })
+        Self { taps, features, config, offloads: Offloads::default(), active: None }
     }
 
     /// Delivers what arrived at `tap`.
-    fn receive(&mut self, tap: usize) {
+    fn receive(&mut self, tap: usize, budget: &mut Budget) {
         let Some(active) = &mut self.active else { return };
         let receiver = tap.checked_rem(active.pairs).and_then(|pair| active.receivers.get_mut(pair));
         if let (Some(Some(receiver)), Some(tap)) = (receiver, self.taps.get(tap)) {
-            receiver.receive(tap);
+            receiver.receive(tap, budget);
         }
     }
 
-    fn transmit(&mut self, pair: usize) {
+    /// Delivers what arrived at the `first` tap and every `step`th after it. Each gets the same part of one budget, so
+    /// that a flood at one holds up neither the others nor whoever else waits for this thread.
+    fn receive_all(&mut self, first: usize, step: usize) {
+        let taps = (first..self.taps.len()).step_by(step.max(1));
+        let share = u16::try_from(usize::from(BUDGET) / taps.len().max(1)).unwrap_or(BUDGET).max(1);
+        for tap in taps {
+            self.receive(tap, &mut Budget::new(share));
+        }
+    }
+
+    fn transmit(&mut self, pair: usize, budget: &mut Budget) {
         let Some(active) = &mut self.active else { return };
         if let (Some(Some(queue)), Some(tap)) = (active.transmitters.get_mut(pair), self.taps.get(pair)) {
-            transmit(queue, tap);
+            transmit(queue, tap, budget);
         }
     }
 
     fn control(&mut self) {
-        let most = self.taps.len();
         let Some(active) = &mut self.active else { return };
+        let most = active.receivers.len();
         let Some(queue) = &mut active.control else { return };
         if let Some(pairs) = control::serve(queue, most) {
             active.pairs = pairs;
             // What waits in a tap queue may belong to another receiver now.
-            for tap in 0..most {
-                self.receive(tap);
-            }
+            self.receive_all(0, 1);
         }
-    }
-}
-
-/// What the tap has to do for a guest that accepted `features`.
-fn offloads(features: u64) -> u32 {
-    let pairs = [
-        (F_GUEST_CSUM, tap::OFFLOAD_CSUM),
-        (F_GUEST_TSO4, tap::OFFLOAD_TSO4),
-        (F_GUEST_TSO6, tap::OFFLOAD_TSO6),
-        (F_GUEST_ECN, tap::OFFLOAD_TSO_ECN),
-    ];
-    let wanted =
-        pairs.iter().filter(|(feature, _)| features & feature != 0).fold(0, |all, (_, flag)| all | flag);
-    // The kernel refuses segmentation offload without checksum offload, and ECN without segmentation.
-    if wanted & tap::OFFLOAD_CSUM == 0 {
-        0
-    } else if wanted & (tap::OFFLOAD_TSO4 | tap::OFFLOAD_TSO6) == 0 {
-        tap::OFFLOAD_CSUM
-    } else {
-        wanted
     }
 }
 
@@ -187,52 +184,51 @@ impl Device for Net {
     }
 
     fn activate(&mut self, features: u64, queues: Vec<Option<Virtqueue>>) {
-        let offloads = offloads(features);
-        for tap in &self.taps {
+        // All queues of a tap share its offloads.
+        if let (Some(offloads), Some(tap)) = (self.offloads.agree(features), self.taps.first()) {
             tap.set_offloads(offloads);
         }
         let mergeable = features & F_MRG_RXBUF != 0;
         let [.., t0, t1] = self.config;
         let plain = HEADER_BYTES + 18 + usize::from(u16::from_le_bytes([t0, t1]));
-        let least = if offloads & !tap::OFFLOAD_CSUM == 0 { plain } else { MAX_FRAME_BYTES };
+        let least = if self.offloads.segments() { MAX_FRAME_BYTES } else { plain };
+        // The control queue follows the pairs that were negotiated (virtio 1.3 §5.1.2).
+        let most = if features & F_MQ != 0 { self.taps.len() } else { 1 };
         let mut receivers = Vec::new();
         let mut transmitters = Vec::new();
         let mut queues = queues.into_iter();
-        for _ in &self.taps {
+        for _ in 0..most {
             receivers.push(queues.next().flatten().map(|queue| Receiver::new(queue, mergeable, least)));
             transmitters.push(queues.next().flatten());
         }
-        let control = queues.next().flatten();
+        let control = queues.next().flatten().filter(|_| features & F_CTRL_VQ != 0);
         self.active = Some(Active { receivers, transmitters, control, pairs: 1 });
     }
 
     fn reset(&mut self) {
         self.active = None;
-        for tap in &self.taps {
-            tap.set_offloads(0);
-        }
     }
 
     fn serve(&mut self, queue: usize) {
-        if queue == self.taps.len() * 2 {
+        let Some(active) = &self.active else { return };
+        let pairs = active.pairs;
+        if queue == active.receivers.len() * 2 {
             self.control();
         } else if queue.is_multiple_of(2) {
-            let pairs = self.active.as_ref().map_or(1, |active| active.pairs);
             // New buffers for a receiver: serve every tap queue that is its.
-            for tap in (queue / 2..self.taps.len()).step_by(pairs.max(1)) {
-                self.receive(tap);
-            }
+            self.receive_all(queue / 2, pairs);
         } else {
-            self.transmit(queue / 2);
+            self.transmit(queue / 2, &mut Budget::new(BUDGET));
         }
     }
 
     fn event(&mut self, tap: u32, readiness: Readiness) {
+        let mut budget = Budget::new(BUDGET);
         if readiness.readable {
-            self.receive(tap as usize);
+            self.receive(tap as usize, &mut budget);
         }
         if readiness.writable {
-            self.transmit(tap as usize);
+            self.transmit(tap as usize, &mut budget);
         }
     }
 }

@@ -10,8 +10,6 @@ use crate::virtio::queue::{Budget, MAX_DESCRIPTORS, Verdict, Virtqueue};
 
 /// Where the header says how many buffers a frame fills.
 const NUM_BUFFERS_OFFSET: usize = 10;
-/// Most frames, and most chains of the guest's, per call, so that a flood at one queue does not starve the others.
-const BUDGET: u16 = 256;
 
 /// One receive queue with the guest's buffers, checked in advance and laid out for the next frame.
 #[derive(Debug)]
@@ -38,19 +36,23 @@ impl Receiver {
         Self { queue, buffers: Buffers::new(), chains: VecDeque::new(), mergeable, least }
     }
 
-    /// Moves frames until `tap` has none or the guest has no buffers. If it stops before, for others' sake, the queue
-    /// has notified itself.
-    pub fn receive(&mut self, tap: &impl AsFd) {
-        let mut budget = Budget::new(BUDGET);
-        for _ in 0..BUDGET {
-            if !self.gather(&mut budget) {
+    /// Moves frames until `tap` has none or the guest has no buffers. If `budget`, which must not be empty, ends before,
+    /// the queue has notified itself.
+    pub fn receive(&mut self, tap: &impl AsFd, budget: &mut Budget) {
+        let mut moved = false;
+        while budget.spend() {
+            if !self.gather(budget) {
                 self.queue.signal();
                 return;
             }
             match self.receive_one(tap) {
-                Ok(bytes @ 1..) => self.hand_over(bytes),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                // Nothing left, or the interface went away or down.
+                Ok(bytes @ 1..) => {
+                    self.hand_over(bytes);
+                    moved = true;
+                }
+                Err(error) if error.kind() != io::ErrorKind::WouldBlock => {
+                    // One frame is lost, as on any wire; there may be others behind it.
+                }
                 Ok(0) | Err(_) => {
                     self.queue.signal();
                     return;
@@ -58,7 +60,10 @@ impl Receiver {
             }
         }
         self.queue.signal();
-        self.queue.serve_again();
+        // A tap that fails whatever is asked of it is left alone until it says that it has something.
+        if moved {
+            self.queue.serve_again();
+        }
     }
 
     /// Takes buffers from the queue until a frame of any size fits. False if there are too few; then the guest's next

@@ -54,12 +54,17 @@ impl Tap {
         // SAFETY: as above.
         check(unsafe { libc::ioctl(raw(&file), TUNSETVNETLE, &raw const little_endian) })?;
         set_nonblocking(&file)?;
-        let tap = Self(file);
-        tap.set_offloads(0);
-        Ok(tap)
+        Ok(Self(file))
     }
 
-    /// Says which frames the guest takes, as `OFFLOAD_` bits. Best effort: without an offload the host does the work.
+    /// A socket in the place of a tap.
+    #[cfg(test)]
+    pub fn stand_in(socket: std::os::unix::net::UnixDatagram) -> Self {
+        Self(std::os::fd::OwnedFd::from(socket).into())
+    }
+
+    /// Says which frames the guest takes from all queues of this interface, as `OFFLOAD_` bits. Best effort: without an
+    /// offload the host does the work.
     pub fn set_offloads(&self, offloads: u32) {
         // SAFETY: TUNSETOFFLOAD takes its argument by value.
         unsafe { libc::ioctl(raw(&self.0), TUNSETOFFLOAD, libc::c_ulong::from(offloads)) };

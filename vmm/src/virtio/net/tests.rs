@@ -31,12 +31,12 @@ fn a_frame_fills_as_many_buffers_as_it_needs_and_says_so() {
     for buffer in 0..7u64 {
         driver.add(&[], &[(DATA + buffer * 0x1000, 512)]);
     }
-    receiver.receive(&near);
+    receiver.receive(&near, &mut Budget::new(BUDGET));
     assert!(driver.used().is_empty());
     for buffer in 7..10u64 {
         driver.add(&[], &[(DATA + buffer * 0x1000, 512)]);
     }
-    receiver.receive(&near);
+    receiver.receive(&near, &mut Budget::new(BUDGET));
     assert_eq!(driver.used(), [(0, 512), (1, 500), (2, 22)]);
     assert_eq!(driver.get(DATA + 10, 2), [2, 0]);
     assert_eq!(driver.get(DATA + 12, 500), frame(1000)[12..512]);
@@ -53,7 +53,7 @@ fn without_mergeable_buffers_each_frame_gets_one_chain() {
     far.send(&frame(2000)).unwrap();
     driver.add(&[], &[(DATA, 12), (DATA + 0x1000, 1500)]);
     driver.add(&[], &[(DATA + 0x2000, 1000)]);
-    receiver.receive(&near);
+    receiver.receive(&near, &mut Budget::new(BUDGET));
     assert_eq!(driver.used(), [(0, 112), (2, 1000)]);
     assert_eq!(driver.get(DATA + 10, 2), [1, 0]);
 }
@@ -67,7 +67,7 @@ fn buffers_too_small_for_a_header_are_given_back() {
     driver.add(&[], &[(DATA, 11)]);
     driver.add(&[(DATA, 100)], &[]);
     driver.add(&[], &[(DATA, 1600)]);
-    receiver.receive(&near);
+    receiver.receive(&near, &mut Budget::new(BUDGET));
     assert_eq!(driver.used(), [(0, 0), (1, 0), (2, 112)]);
 }
 
@@ -82,7 +82,7 @@ fn frames_are_sent_whole_and_impossible_ones_dropped() {
     driver.add(&[(DATA, 12)], &[]);
     driver.add(&[(DATA, MAX_FRAME_BYTES as u32 + 1)], &[]);
     driver.add(&[], &[(DATA, 100)]);
-    transmit(&mut queue, &near);
+    transmit(&mut queue, &near, &mut Budget::new(BUDGET));
     assert_eq!(driver.used().len(), 4);
     let mut read = [0; 4096];
     assert_eq!(far.recv(&mut read).unwrap(), sent.len());
@@ -97,11 +97,11 @@ fn a_frame_that_does_not_fit_the_wire_waits_for_it() {
     let (near, far) = wire();
     while near.send(&frame(100)).is_ok() {}
     driver.add(&[(DATA, 200)], &[]);
-    transmit(&mut queue, &near);
+    transmit(&mut queue, &near, &mut Budget::new(BUDGET));
     assert!(driver.used().is_empty());
     let mut read = [0; 4096];
     while far.recv(&mut read).is_ok() {}
-    transmit(&mut queue, &near);
+    transmit(&mut queue, &near, &mut Budget::new(BUDGET));
     assert_eq!(driver.used(), [(0, 0)]);
     assert_eq!(far.recv(&mut read).unwrap(), 200);
 }
@@ -133,15 +133,6 @@ fn only_possible_numbers_of_queue_pairs_are_accepted() {
 }
 
 #[test]
-fn offloads_depend_on_each_other() {
-    let all = F_GUEST_CSUM | F_GUEST_TSO4 | F_GUEST_TSO6 | F_GUEST_ECN;
-    assert_eq!(offloads(all), 15);
-    assert_eq!(offloads(all & !F_GUEST_CSUM), 0);
-    assert_eq!(offloads(F_GUEST_CSUM | F_GUEST_ECN), tap::OFFLOAD_CSUM);
-    assert_eq!(offloads(0), 0);
-}
-
-#[test]
 fn what_is_no_tap_is_refused() {
     let error = Net::new(vec![tempfile::tempfile().unwrap()], [0; 6], 1500).unwrap_err();
     assert!(matches!(error, NetError::Tap { queue: 0, .. }));
@@ -155,7 +146,7 @@ fn a_broken_queue_stops_its_receiver() {
     let mut receiver = Receiver::new(driver.queue(), true, 2048);
     let (near, far) = wire();
     far.send(&frame(100)).unwrap();
-    receiver.receive(&near);
+    receiver.receive(&near, &mut Budget::new(BUDGET));
     assert!(driver.interrupt.is_reset_needed());
 }
 
@@ -168,15 +159,84 @@ fn useless_buffers_among_good_ones_are_given_back_once_and_fill_nothing() {
     driver.add(&[], &[(DATA + 0x1000, 11)]);
     driver.add(&[(DATA, 8)], &[]);
     driver.add(&[], &[(DATA + 0x2000, 512)]);
-    receiver.receive(&near);
+    receiver.receive(&near, &mut Budget::new(BUDGET));
     assert_eq!(driver.used(), [(1, 0), (2, 0)]);
     far.send(&frame(1000)).unwrap();
-    receiver.receive(&near);
+    receiver.receive(&near, &mut Budget::new(BUDGET));
     assert_eq!(driver.used(), [(0, 512), (3, 500)]);
     assert_eq!(driver.get(DATA + 10, 2), [2, 0]);
     // Nothing of it comes a second time.
     driver.add(&[], &[(DATA + 0x3000, 1024)]);
     far.send(&frame(20)).unwrap();
-    receiver.receive(&near);
+    receiver.receive(&near, &mut Budget::new(BUDGET));
     assert_eq!(driver.used(), [(4, 32)]);
+}
+
+/// A device on sockets in the place of taps, with the far ends of their wires.
+fn device(pairs: usize) -> (Net, Vec<UnixDatagram>) {
+    let (near, far): (Vec<_>, Vec<_>) = (0..pairs).map(|_| wire()).unzip();
+    let taps: Vec<_> = near.into_iter().map(Tap::stand_in).collect();
+    (Net::on(taps, [2, 0, 0, 0, 0, 1], 1500), far)
+}
+
+/// The drivers of `count` queues in one memory.
+fn drivers(count: u64) -> Vec<Driver> {
+    let memory = memory::allocate(64).unwrap();
+    (0..count).map(|queue| Driver::at(&memory, 0x10_0000 + queue * 0x1_0000)).collect()
+}
+
+#[test]
+fn the_control_queue_follows_the_pairs_that_were_negotiated() {
+    for (features, index) in [(F_CTRL_VQ, 2), (F_CTRL_VQ | F_MQ, 8)] {
+        let (mut net, _far) = device(4);
+        assert_eq!(net.describe().queues.len(), 9);
+        let mut drivers = drivers(9);
+        net.activate(features, drivers.iter().map(|driver| Some(driver.queue())).collect());
+        let control = &mut drivers[index];
+        control.put(DATA, &[4, 0, 1, 0]);
+        control.add(&[(DATA, 4)], &[(DATA + 100, 1)]);
+        net.serve(index);
+        assert_eq!(control.used(), [(0, 1)], "{features:#x}");
+    }
+}
+
+#[test]
+fn a_flood_at_one_tap_leaves_the_others_their_part_of_the_budget() {
+    let (mut net, far) = device(32);
+    let mut drivers = drivers(2);
+    net.activate(0, drivers.iter().map(|driver| Some(driver.queue())).collect());
+    for (tap, far) in far.iter().enumerate() {
+        while far.send(&frame(20 + tap)).is_ok() {}
+    }
+    for buffer in 0..16u64 {
+        drivers[0].add(&[], &[(DATA + buffer * 0x1000, 2048)]);
+    }
+    net.serve(0);
+    // A frame and its chain count one each.
+    let each = usize::from(BUDGET) / 32 / 2;
+    let from: Vec<_> =
+        drivers[0].used().iter().map(|(_, length)| *length as usize - HEADER_BYTES - 20).collect();
+    let fair: Vec<_> = (0..32).flat_map(|tap| std::iter::repeat_n(tap, each)).take(16).collect();
+    assert_eq!(from, fair);
+    assert!(drivers[0].was_notified(), "what is left is left for the next turn");
+}
+
+#[test]
+fn a_frame_that_cannot_be_read_does_not_hold_up_those_behind_it() {
+    let mut driver = Driver::new();
+    let mut receiver = Receiver::new(driver.queue(), true, 1000);
+    driver.add(&[], &[(DATA, 2048)]);
+    // A directory can never be read.
+    let broken = std::fs::File::open("/").unwrap();
+    receiver.receive(&broken, &mut Budget::new(BUDGET));
+    assert!(driver.used().is_empty() && !driver.was_notified(), "nothing turns in circles");
+    // A socket whose other end turns to somebody else says so once; what came before is still there.
+    let (near, far) = wire();
+    far.send(&frame(100)).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let elsewhere = directory.path().join("socket");
+    let _elsewhere = UnixDatagram::bind(&elsewhere).unwrap();
+    far.connect(&elsewhere).unwrap();
+    receiver.receive(&near, &mut Budget::new(BUDGET));
+    assert_eq!(driver.used(), [(0, 112)]);
 }

@@ -7,12 +7,9 @@ use super::{HEADER_BYTES, MAX_FRAME_BYTES};
 use crate::virtio::buffers::Buffers;
 use crate::virtio::queue::{Budget, Verdict, Virtqueue};
 
-/// Most frames per call.
-const BUDGET: u16 = 256;
-
 /// Sends frames until there are none or the tap takes no more.
-pub fn transmit(queue: &mut Virtqueue, tap: &impl AsFd) {
-    queue.serve(&mut Budget::new(BUDGET), |chain| match send(&chain.readable, tap) {
+pub fn transmit(queue: &mut Virtqueue, tap: &impl AsFd, budget: &mut Budget) {
+    queue.serve(budget, |chain| match send(&chain.readable, tap) {
         // The tap says when there is room again; the frame stays in the queue.
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => Verdict::PutBack,
         // A frame that the host refuses is lost, as on any wire.
