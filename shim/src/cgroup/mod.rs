@@ -17,8 +17,7 @@ use cgroups_rs::CgroupPid;
 use cgroups_rs::fs::cpu::CpuController;
 use cgroups_rs::fs::error::Error;
 use cgroups_rs::fs::memory::MemController;
-use cgroups_rs::fs::pid::PidController;
-use cgroups_rs::fs::{Cgroup, Controller, MaxValue, hierarchies};
+use cgroups_rs::fs::{Cgroup, Controller, hierarchies};
 use ravelin_proto::agent::StatsResponse;
 
 /// The v1 hierarchies a machine is put into.
@@ -56,8 +55,6 @@ pub struct Limits {
     pub cpu_shares: Option<u64>,
     /// Bytes: the guest's memory and what the machine itself needs.
     pub memory_bytes: Option<u64>,
-    /// Threads.
-    pub pids: Option<u64>,
 }
 
 /// A pod's cgroup.
@@ -219,11 +216,6 @@ impl PodCgroup {
             let memory = handle.controller_of::<MemController>().ok_or_else(|| self.missing("memory"))?;
             let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
             memory.set_limit(bytes).map_err(|error| self.failed("limit the memory of", &error))?;
-        }
-        if let Some(pids) = limits.pids {
-            let controller = handle.controller_of::<PidController>().ok_or_else(|| self.missing("pids"))?;
-            let most = MaxValue::Value(i64::try_from(pids).unwrap_or(i64::MAX));
-            controller.set_pid_max(most).map_err(|error| self.failed("limit the threads of", &error))?;
         }
         Ok(())
     }

@@ -51,7 +51,6 @@ async fn a_process_is_limited_killed_and_gone() {
         cpu_period_us: 100_000,
         cpu_shares: Some(512),
         memory_bytes: Some(64 << 20),
-        pids: Some(100),
     };
     let without_quota = Limits { cpu_quota_us: None, ..limits.clone() };
     let cgroup = PodCgroup::create(&path, &without_quota).unwrap();

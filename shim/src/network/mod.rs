@@ -101,22 +101,12 @@ pub struct Attachment {
     /// The host's way to the pod's loopback address, where the node's kernel has one to offer.
     pub loopback: Option<Loopback>,
     taps: Vec<OwnedFd>,
-    netns: PathBuf,
 }
 
 impl Attachment {
     /// The tap's queues, non-blocking, once; the tap lives as long as one of them is open somewhere.
     pub fn take_taps(&mut self) -> Vec<OwnedFd> {
         std::mem::take(&mut self.taps)
-    }
-
-    /// Removes the tap and the redirects; may be called again.
-    ///
-    /// # Errors
-    /// As for [`detach`].
-    pub async fn detach(&mut self) -> Result<(), NetworkError> {
-        self.taps.clear();
-        detach(&self.netns).await
     }
 }
 
@@ -139,7 +129,7 @@ pub async fn attach(netns: &Path, queues: u8) -> Result<Attachment, NetworkError
                 tracing::warn!("ports of the pod in {} cannot be forwarded: {error}", path.display());
             })
             .ok();
-        Ok(Attachment { guest, loopback, taps, netns: path })
+        Ok(Attachment { guest, loopback, taps })
     })
     .await
 }

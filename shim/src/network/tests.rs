@@ -236,7 +236,7 @@ async fn detaching_leaves_the_namespace_as_it_was_and_may_be_repeated() {
     // A second attach takes the place of what a dead shim left.
     let again = attach(&pair.path(), 1).await.unwrap();
     drop(again);
-    attachment.detach().await.unwrap();
+    detach(&pair.path()).await.unwrap();
     drop(kept);
     detach(&pair.path()).await.unwrap();
     assert!(!show(&pair.pod, "ip", "link").contains(TAP_NAME));
@@ -250,9 +250,9 @@ async fn the_filters_of_others_survive() {
     let Some(pair) = Pair::new("foreign") else { return };
     show(&pair.pod, "tc", "qdisc add dev eth0 clsact");
     show(&pair.pod, "tc", "filter add dev eth0 ingress prio 9 protocol ip u32 match u8 0 0 classid 1:1");
-    let mut attachment = attach(&pair.path(), 1).await.unwrap();
+    let _attachment = attach(&pair.path(), 1).await.unwrap();
     assert!(show(&pair.pod, "tc", "filter show dev eth0 ingress").contains(TAP_NAME));
-    attachment.detach().await.unwrap();
+    detach(&pair.path()).await.unwrap();
     let left = show(&pair.pod, "tc", "filter show dev eth0 ingress");
     assert!(left.contains("pref 9") && !left.contains("mirred"), "{left}");
 }
@@ -348,5 +348,5 @@ async fn a_connection_to_any_port_of_the_namespaces_loopback_is_taken_with_the_p
     });
     let refused = tokio::task::spawn_blocking(|| refused.join().unwrap()).await.unwrap();
     assert_eq!(refused, std::io::ErrorKind::ConnectionRefused);
-    attachment.detach().await.unwrap();
+    detach(&pair.path()).await.unwrap();
 }

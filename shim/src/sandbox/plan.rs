@@ -129,7 +129,6 @@ impl Plan {
             cpu_period_us: period.unwrap_or(100_000),
             cpu_shares: self.cpu_shares,
             memory_bytes: Some(machine_bytes(self.size.memory_mib, config)),
-            pids: None,
         }
     }
 }
