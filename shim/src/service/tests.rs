@@ -154,9 +154,9 @@ async fn the_pid_of_a_state_is_among_the_pids() {
     }
 }
 
-/// An exec may be added to a container that is still to be started, and be started when it was.
+/// An exec runs in a container that is still to be started, as with runc, and the container starts beside it.
 #[tokio::test(start_paused = true)]
-async fn an_exec_waits_for_the_start_of_its_container() {
+async fn an_exec_runs_before_its_container_is_started() {
     let fake = Fake::default();
     fake.let_start();
     let pod = Arc::new(pod_of(&fake).await);
@@ -165,9 +165,7 @@ async fn an_exec_waits_for_the_start_of_its_container() {
     let publisher = Publisher::start(None, "k8s.io");
     container.add_exec(Exec::new("e".to_owned(), PROCESS.into(), Paths::default())).unwrap();
     let exec = container.exec("e").unwrap();
-    let early = exec.start(&container, &sandbox, &publisher).await.unwrap_err();
-    assert!(matches!(early, TaskError::FailedPrecondition(_)), "{early}");
-    assert_eq!(exec.life().phase(), Phase::Created);
-    container.start(&publisher).await.unwrap();
     exec.start(&container, &sandbox, &publisher).await.unwrap();
+    assert_eq!((exec.life().phase(), container.life().phase()), (Phase::Running, Phase::Created));
+    container.start(&publisher).await.unwrap();
 }

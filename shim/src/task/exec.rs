@@ -70,10 +70,6 @@ impl Exec {
             Phase::Stopped(_) => return Err(precondition("cannot start a process that has stopped")),
             _ => return Err(precondition("cannot start a running process")),
         }
-        // The guest joins processes to one that runs its program. This one can be started when it does.
-        if container.life().phase() == Phase::Created {
-            return Err(precondition("cannot start a process in a container that has not been started"));
-        }
         let agent = container.agent();
         let fifos = Fifos::open(&self.paths).map_err(TaskError::failed)?;
         let ids = fifos.ids(&container.pod.next_stream);
