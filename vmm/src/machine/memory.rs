@@ -105,14 +105,25 @@ fn map(length: usize) -> io::Result<*mut u8> {
 /// # Errors
 /// When the range is not guest memory.
 pub fn discard(memory: &GuestMemory, start: GuestAddress, length: u64) -> io::Result<()> {
-    const PAGE: u64 = super::memory::PAGE as u64;
-    let first = start.0.checked_next_multiple_of(PAGE).ok_or(io::ErrorKind::InvalidInput)?;
-    let end = start.0.checked_add(length).ok_or(io::ErrorKind::InvalidInput)? / PAGE * PAGE;
-    let Some(length) = end.checked_sub(first).filter(|length| *length > 0) else { return Ok(()) };
     let length = usize::try_from(length).map_err(|_| io::ErrorKind::InvalidInput)?;
-    let slice = memory.get_slice(GuestAddress(first), length).map_err(io::Error::other)?;
-    // SAFETY: the slice lies inside guest memory, which is private and of which the process assumes no contents.
-    if unsafe { libc::madvise(slice.ptr_guard_mut().as_ptr().cast(), length, libc::MADV_DONTNEED) } < 0 {
+    let slice = memory.get_slice(start, length).map_err(io::Error::other)?;
+    // SAFETY: the slice lies inside guest memory.
+    unsafe { discard_mapped(slice.ptr_guard_mut().as_ptr(), length) }
+}
+
+/// As [`discard`], for bytes where this process has them.
+///
+/// # Errors
+/// The kernel's refusal.
+///
+/// # Safety
+/// The bytes lie inside guest memory: a private mapping, of whose contents this process assumes nothing.
+pub unsafe fn discard_mapped(start: *mut u8, length: usize) -> io::Result<()> {
+    let skip = start.align_offset(PAGE);
+    let whole = length.saturating_sub(skip) / PAGE * PAGE;
+    // SAFETY: whole pages inside the range that the caller vouches for.
+    if whole > 0 && unsafe { libc::madvise(start.wrapping_add(skip).cast(), whole, libc::MADV_DONTNEED) } < 0
+    {
         return Err(io::Error::last_os_error());
     }
     Ok(())

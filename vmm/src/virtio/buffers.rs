@@ -9,7 +9,7 @@ use std::os::fd::AsFd;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, VolatileSlice};
 
 use crate::event::raw;
-use crate::machine::memory::GuestMemory;
+use crate::machine::memory::{self, GuestMemory};
 
 /// A list of pieces of guest memory, in order.
 #[derive(Debug, Default)]
@@ -144,16 +144,9 @@ impl Buffers {
 
     /// Gives the whole pages among these buffers back to the host; they read as zeros next.
     pub fn discard(&self) {
-        const PAGE: usize = 4096;
         for piece in &self.pieces {
-            let start = piece.iov_base.cast::<u8>();
-            let skip = start.align_offset(PAGE);
-            let length = piece.iov_len.saturating_sub(skip) / PAGE * PAGE;
-            if length > 0 {
-                // SAFETY: the range lies inside a piece, which is private anonymous guest memory of whose contents
-                // this process assumes nothing.
-                unsafe { libc::madvise(start.wrapping_add(skip).cast(), length, libc::MADV_DONTNEED) };
-            }
+            // SAFETY: a piece lies inside guest memory. What the kernel refuses to take back stays the guest's.
+            let _ = unsafe { memory::discard_mapped(piece.iov_base.cast(), piece.iov_len) };
         }
     }
 

@@ -124,7 +124,9 @@ impl Device for Balloon {
     }
 
     fn serve(&mut self, index: usize) {
-        let (Some(Some(queue)), Some(budget)) = (self.queues.get_mut(index), BUDGETS.get(index)) else { return };
+        let (Some(Some(queue)), Some(budget)) = (self.queues.get_mut(index), BUDGETS.get(index)) else {
+            return;
+        };
         let memory = queue.memory().clone();
         queue.serve(&mut Budget::new(*budget), |chain| {
             match index {
