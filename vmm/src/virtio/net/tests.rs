@@ -230,8 +230,9 @@ fn a_frame_that_cannot_be_read_does_not_hold_up_those_behind_it() {
     let broken = std::fs::File::open("/").unwrap();
     receiver.receive(&broken, &mut Budget::new(BUDGET));
     assert!(driver.used().is_empty() && !driver.was_notified(), "nothing turns in circles");
-    // A socket whose other end turns to somebody else says so once; what came before is still there.
+    // A socket whose other end turns to somebody else without having read says so once; what came before is still there.
     let (near, far) = wire();
+    near.send(b"unread").unwrap();
     far.send(&frame(100)).unwrap();
     let directory = tempfile::tempdir().unwrap();
     let elsewhere = directory.path().join("socket");
