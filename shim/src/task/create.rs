@@ -177,7 +177,7 @@ pub async fn create(
     }
 }
 
-fn called_off(id: &str) -> TaskError {
+pub(super) fn called_off(id: &str) -> TaskError {
     TaskError::Failed(format!("the creation of the container {id} was called off"))
 }
 

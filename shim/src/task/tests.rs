@@ -1,12 +1,17 @@
+use std::path::Path;
+
 use ravelin_policy::{PolicyConfig, Size};
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::create::called_off;
 use super::testing::container;
 use super::*;
 use crate::agent::testing::Fake;
+use crate::node_lock;
+use crate::rootfs::{LayerStore, RootfsMount};
 use crate::sandbox::testing::{kill_for_memory, pod_of, sandbox, silent_pod};
 use crate::stdio::Fifos;
 use crate::stdio::testing::fifo;
@@ -89,26 +94,85 @@ async fn containers_of_a_machine_that_was_killed_for_memory_were_killed_for_memo
     assert_eq!(publisher.queued(), ["/tasks/oom", "/tasks/exit"].repeat(2));
 }
 
+/// A request for a container that says something, with its bundle in `directory`.
+fn request(directory: &Path, rootfs: Vec<RootfsMount>) -> Request {
+    let spec = serde_json::json!({ "ociVersion": "1.1.0", "root": { "path": "rootfs" },
+                                   "process": { "cwd": "/", "args": ["sh"], "user": { "uid": 0, "gid": 0 } },
+                                   "linux": { "namespaces": [{ "type": "pid" }] } });
+    std::fs::write(directory.join("config.json"), spec.to_string()).unwrap();
+    let paths = Paths { stdout: fifo(directory, "stdout"), ..Paths::default() };
+    Request { id: "c".to_owned(), bundle: directory.to_str().unwrap().to_owned(), rootfs, paths }
+}
+
 #[tokio::test(start_paused = true)]
 async fn streams_are_opened_only_when_the_layers_are_there() {
     let fake = Fake::default();
     let pod = Arc::new(pod_of(&fake).await);
     let directory = tempfile::tempdir().unwrap();
-    let spec = serde_json::json!({ "ociVersion": "1.1.0", "root": { "path": "rootfs" },
-                                   "process": { "cwd": "/", "args": ["sh"], "user": { "uid": 0, "gid": 0 } },
-                                   "linux": { "namespaces": [{ "type": "pid" }] } });
-    std::fs::write(directory.path().join("config.json"), spec.to_string()).unwrap();
-    let request = Request {
-        id: "c".to_owned(),
-        bundle: directory.path().to_str().unwrap().to_owned(),
-        rootfs: Vec::new(),
-        paths: Paths { stdout: fifo(directory.path(), "stdout"), ..Paths::default() },
-    };
+    let request = request(directory.path(), Vec::new());
     let neighbours = Neighbours::default();
     let made = create(request, pod, &PolicyConfig::default(), &neighbours, &CancellationToken::new()).await;
     let error = made.unwrap_err().to_string();
     assert!(error.contains("no root file system"), "{error}");
     assert_eq!(fake.streams(), 0, "the agent would wait for a container that names them");
+}
+
+#[tokio::test]
+async fn a_creation_is_called_off_at_once_while_its_images_are_still_to_be_made() {
+    let fake = Fake::default();
+    let mut pod = pod_of(&fake).await;
+    let directory = tempfile::tempdir().unwrap();
+    let [layer, images] = ["layer", "images"].map(|name| directory.path().join(name));
+    std::fs::create_dir(&layer).unwrap();
+    std::fs::create_dir(&images).unwrap();
+    pod.layers = LayerStore::new(&images, Duration::from_secs(600));
+    // Whatever number of images may be made at a time, others' are.
+    let others = || node_lock::acquire_any(&images, "build", 64, Duration::ZERO).unwrap();
+    let _others: Vec<_> = (0..64).map(|_| others()).collect();
+    let source = layer.canonicalize().unwrap().to_str().unwrap().to_owned();
+    let mount = RootfsMount { kind: "bind".to_owned(), source, options: vec!["ro".to_owned()] };
+    let (cancelled, neighbours) = (CancellationToken::new(), Neighbours::default());
+    let (request, policy) = (request(directory.path(), vec![mount]), PolicyConfig::default());
+    let mut creating = std::pin::pin!(create(request, Arc::new(pod), &policy, &neighbours, &cancelled));
+    let waits = tokio::time::timeout(Duration::from_millis(200), &mut creating).await;
+    assert!(waits.is_err(), "it waits for its turn");
+    cancelled.cancel();
+    let made = tokio::time::timeout(Duration::from_secs(30), creating).await.expect("it ends");
+    assert_eq!(made.unwrap_err().to_string(), called_off("c").to_string());
+    assert_eq!(fake.streams(), 0);
+}
+
+/// As of runc's shim: whoever holds a pipe open is read from; a terminal ends with the process that it was made for.
+#[tokio::test(start_paused = true)]
+async fn pipes_outlive_their_exec_and_a_terminal_does_not() {
+    let fake = Fake::default();
+    let pod = Arc::new(pod_of(&fake).await);
+    let (container, sandbox) =
+        (container(&pod, Io::default(), ContainerLimits::default()), sandbox(&pod, SIZE));
+    let publisher = Publisher::start(None, "k8s.io");
+    fake.let_start();
+    container.start(&publisher).await.unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let (mut readers, mut execs) = (Vec::new(), Vec::new());
+    for terminal in [false, true] {
+        let stdout = fifo(directory.path(), &format!("stdout-{terminal}"));
+        readers.push(pipe::OpenOptions::new().open_receiver(&stdout).unwrap());
+        let exec = Arc::new(Exec::new(
+            format!("e-{terminal}"),
+            Vec::new(),
+            Paths { stdout, terminal, ..Paths::default() },
+        ));
+        exec.start(&container, &sandbox, &publisher).await.unwrap();
+        exec.life().ended().await;
+        execs.push(exec);
+    }
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    let still_open = readers[0].try_read(&mut [0; 1]).unwrap_err();
+    assert_eq!(still_open.kind(), std::io::ErrorKind::WouldBlock);
+    // A program that another test is just starting may hold a copy of the fifo for a moment, by the real clock.
+    tokio::time::resume();
+    let read = tokio::time::timeout(Duration::from_secs(30), readers[1].read_to_end(&mut Vec::new())).await;
+    read.expect("the terminal has ended").unwrap();
 }
 
 #[tokio::test(start_paused = true)]
