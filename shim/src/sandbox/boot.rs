@@ -280,7 +280,11 @@ fn log_counters(sandbox: &str, metrics: &Metrics) {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use super::super::{Api, Sandbox};
     use super::*;
+    use crate::error::TaskError;
 
     #[tokio::test]
     async fn who_waits_too_long_for_a_turn_hears_of_the_queue() {
@@ -295,5 +299,26 @@ mod tests {
         config.timeouts.queue_seconds = 60;
         drop(first);
         turn(&config).await.unwrap();
+    }
+
+    /// A burst of pods is called off while it waits in the queue, which may take minutes.
+    #[tokio::test]
+    async fn a_sandbox_waits_for_its_turn_and_is_called_off_meanwhile() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut config = Config::default();
+        config.storage.directory = dir.path().to_owned();
+        config.vmm.starts = 1;
+        config.timeouts.queue_seconds = 600;
+        let _other = turn(&config).await.unwrap();
+        let (plan, config) = (super::super::plan::tests::plan(&config), Arc::new(config));
+        let (directory, cancelled) = (StateDir::new(dir.path(), "s"), CancellationToken::new());
+        let state = State::default();
+        let sandbox = Sandbox::create(plan, String::new(), Api::Task, &config, state, &directory, &cancelled);
+        let mut sandbox = std::pin::pin!(sandbox);
+        let waits = tokio::time::timeout(Duration::from_millis(200), &mut sandbox).await;
+        assert!(waits.is_err(), "another machine starts");
+        cancelled.cancel();
+        let called_off = tokio::time::timeout(Duration::from_secs(30), sandbox).await.expect("it ends");
+        assert_eq!(called_off.unwrap_err().to_string(), TaskError::failed(BootError::Cancelled).to_string());
     }
 }
