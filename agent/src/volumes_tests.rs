@@ -110,6 +110,11 @@ fn what_a_container_wrote_is_kept_and_read_back() {
         read(root.path(), &api::ReadVolumeRequest { volume: "v".into(), max_bytes: 4, remove: false })
             .unwrap();
     assert_eq!(read_back, b"ords");
+    // Once more, and it is gone: a container that is restarted for ever leaves no file each time.
+    let last = api::ReadVolumeRequest { volume: "v".into(), max_bytes: 4, remove: true };
+    assert_eq!(read(root.path(), &last).unwrap(), b"ords");
+    assert!(!root.path().join("logs/v").exists());
+    assert!(matches!(read(root.path(), &last), Err(AgentError::NotFound(_))));
     let missing = api::ReadVolumeRequest { volume: "w".into(), max_bytes: 4, remove: true };
     assert!(matches!(read(root.path(), &missing), Err(AgentError::NotFound(_))));
 }
