@@ -92,10 +92,16 @@ fn is_oom_kill(exit: machine::Exit, order: Option<Order>, counted: bool) -> bool
 
 #[cfg(test)]
 mod tests {
+    use std::sync::{Mutex, OnceLock};
+
+    use ravelin_policy::Size;
     use ravelin_vmm::control::ExitReason;
 
     use super::*;
+    use crate::agent::testing::Fake;
+    use crate::process::Life;
     use crate::sandbox::supervisor::How;
+    use crate::sandbox::testing::{pod_of, sandbox};
 
     #[test]
     fn what_the_kernel_killed_for_memory_is_told_from_what_we_did() {
@@ -106,5 +112,31 @@ mod tests {
         assert!(!is_oom_kill(killed, order("it was asked to"), true));
         assert!(!is_oom_kill(killed, None, false), "somebody else sent SIGKILL");
         assert!(!is_oom_kill(machine::Exit::Ended(ExitReason::Panic), None, true));
+    }
+
+    #[tokio::test]
+    async fn a_pod_that_has_ended_does_not_start_any_more() {
+        let pod = Arc::new(pod_of(&Fake::default()).await);
+        let (up, comes_up) = tokio::sync::oneshot::channel();
+        let mut sandbox =
+            Arc::into_inner(sandbox(&pod, Size { vcpus: 1, cpu_millis: 1000, memory_mib: 512 })).unwrap();
+        (sandbox.life, sandbox.pod) = (Life::default(), OnceLock::new());
+        sandbox.booting = Mutex::new(Some(tokio::spawn(async move {
+            comes_up.await.unwrap();
+            Ok(pod)
+        })));
+        let (sandbox, publisher) = (Arc::new(sandbox), Publisher::start(None, "k8s.io"));
+        let starting = {
+            let (sandbox, publisher) = (Arc::clone(&sandbox), publisher.clone());
+            tokio::spawn(async move { sandbox.start(&publisher).await })
+        };
+        tokio::task::yield_now().await;
+        // The guest has come up, and the word of it is on its way; meanwhile the machine ends.
+        sandbox.machine.kill();
+        Arc::clone(&sandbox).watch(publisher.clone()).await;
+        up.send(()).unwrap();
+        let error = starting.await.unwrap().unwrap_err().to_string();
+        assert!(error.starts_with("the pod's machine has ended before the pod was started"), "{error}");
+        assert_eq!(publisher.queued(), ["/tasks/exit"]);
     }
 }
