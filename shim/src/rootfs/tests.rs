@@ -345,6 +345,12 @@ async fn a_scratch_disk_is_a_sparse_file_without_a_name() {
     }
     let dir = tempfile::tempdir().unwrap();
     let (templates, scratch) = (dir.path().join("templates"), dir.path().join("scratch"));
+    // Templates of an earlier boot go, and what its crash left half made; one that another shim is just making stays.
+    fs::create_dir(&templates).unwrap();
+    for name in ["scratch-1-earlier.ext4", "scratch-2-earlier.tmp", "scratch-3-now.tmp", "other.ext4"] {
+        fs::write(templates.join(name), "").unwrap();
+    }
+    let _another = node_lock::acquire(&templates, "scratch-3-now", Duration::ZERO).unwrap();
     let mut disks = Vec::new();
     for _ in 0..2 {
         let disk: File = scratch::create(&templates, &scratch, (20 << 30) - 5, PATIENCE).await.unwrap();
@@ -357,6 +363,9 @@ async fn a_scratch_disk_is_a_sparse_file_without_a_name() {
         disks.push(disk);
     }
     assert_eq!(fs::read_dir(&scratch).unwrap().count(), 0);
+    let there = |name: &str| templates.join(name).exists();
+    assert!(!there("scratch-1-earlier.ext4") && !there("scratch-2-earlier.tmp"));
+    assert!(there("scratch-3-now.tmp") && there("other.ext4"));
     let fsck = Command::new("e2fsck")
         .args([
             "-fn",
