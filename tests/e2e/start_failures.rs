@@ -2,8 +2,9 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::thread;
 
-use ravelin_tests::{Host, Run};
+use ravelin_tests::{Host, Run, eventually};
 
 use crate::assert_says;
 
@@ -96,6 +97,26 @@ fn a_pod_whose_network_namespace_is_gone_says_so() {
         .collect();
     let error = pod.try_start().expect_err("there is no network namespace");
     assert_says(&error, "netns");
+    host.assert_clean();
+}
+
+/// In the time that the configuration says; and whatever was made of it is taken back.
+#[test]
+fn a_pod_whose_machine_hangs_while_it_boots_fails_in_its_time() {
+    let Some(host) = Host::alone_with_ravelin() else { return };
+    let file = "/etc/ravelin/ravelin.toml";
+    let _away = Away::take(file);
+    fs::write(file, "[timeouts]\nboot_seconds = 6\n").unwrap();
+    let error = thread::scope(|scope| {
+        let starting = scope.spawn(|| host.pod().try_start().err());
+        let machine = eventually("a machine boots", || {
+            let found = Run::new("pgrep").args(["-x", "ravelin-vmm"]).run();
+            found.text().split_whitespace().next().map(str::to_owned)
+        });
+        Run::new("kill").args(["-STOP", &machine]).ok();
+        starting.join().unwrap()
+    });
+    assert_says(&error.expect("the machine hangs"), "within 6 s");
     host.assert_clean();
 }
 

@@ -9,7 +9,7 @@ use std::rc::Rc;
 use libcontainer::oci_spec::runtime::Spec;
 use libcontainer::workload::{Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError};
 use rustix::fs::{FileType, Mode, OFlags, fstat, makedev, open};
-use rustix::stdio::{dup2_stderr, dup2_stdout};
+use rustix::stdio::{dup2_stderr, dup2_stdin, dup2_stdout};
 
 use super::program::Program;
 
@@ -55,27 +55,33 @@ impl Executor for GuestExecutor {
             return Err(ExecutorError::InvalidArg);
         };
         let text = program.execute(self.filter.as_deref());
-        // Too late for an answer to the create call: as with runc, the container's own stderr shows why.
+        // Too late for an answer to the create call: as with runc, the container's own stderr shows why, and the status is 1.
         let _ = writeln!(io::stderr(), "{text}");
-        Err(ExecutorError::Other(text))
+        // SAFETY: the process ends here and now; nothing of the builder's that it has copies of is torn down.
+        unsafe { libc::_exit(1) }
     }
 }
 
-/// libcontainer opens the container's `/dev/null` for reading only; where output goes there it must go without an error.
+/// libcontainer opens the container's `/dev/null` for reading only; as with runc, it is open for both wherever it stands in for a
+/// stream: where output goes there, it must go without an error.
 fn reopen_null() -> io::Result<()> {
     let is_null = |fd: BorrowedFd<'_>| -> io::Result<bool> {
         let file = fstat(fd)?;
         let device = FileType::from_raw_mode(file.st_mode).is_char_device();
         Ok(device && file.st_rdev == makedev(1, 3))
     };
-    let (stdout, stderr) = (io::stdout(), io::stderr());
-    let (out_is_null, err_is_null) = (is_null(stdout.as_fd())?, is_null(stderr.as_fd())?);
-    if !out_is_null && !err_is_null {
+    let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
+    let [in_is_null, out_is_null, err_is_null] =
+        [is_null(stdin.as_fd())?, is_null(stdout.as_fd())?, is_null(stderr.as_fd())?];
+    if !in_is_null && !out_is_null && !err_is_null {
         return Ok(());
     }
     let null = open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
     if !is_null(null.as_fd())? {
         return Err(io::Error::other("it is something else"));
+    }
+    if in_is_null {
+        dup2_stdin(&null)?;
     }
     if out_is_null {
         dup2_stdout(&null)?;

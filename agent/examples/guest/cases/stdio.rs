@@ -90,7 +90,7 @@ pub async fn daemon_keeps_stdout(client: Client) {
 
 pub async fn null_streams(client: Client) {
     let null = |request: &mut api::CreateContainerRequest| request.stdio = None;
-    let script = "echo out && echo err >&2 && ! read line && exit 7";
+    let script = "echo out && echo err >&2 && ! read line && echo in >&0 && exit 7";
     for uid in [0, 1000] {
         let mut silent = spec(&["sh", "-c", script]);
         silent["process"]["user"] = json!({"uid": uid, "gid": uid});
