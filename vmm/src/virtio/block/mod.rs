@@ -12,6 +12,9 @@ mod workers;
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
 
 use super::buffers::Buffers;
 use super::queue::{Budget, Chain, Malformed, QueueSpec, Verdict, Virtqueue};
@@ -35,6 +38,9 @@ const BUDGET: u16 = 64;
 const MAX_BYTES_AT_ONCE: usize = 128 << 10;
 /// Most requests that wait for the disk or for a thread.
 const MAX_IN_FLIGHT: usize = 64;
+
+/// Pause before a change for which the node's disk had no room is tried again.
+const ROOM_PAUSE: Duration = if cfg!(test) { Duration::from_millis(5) } else { Duration::from_millis(250) };
 
 /// Most data descriptors per request told to the driver; with header and status it fills a queue.
 const MAX_SEGMENTS: u32 = 254;
@@ -119,6 +125,8 @@ pub struct Block {
 struct Disk {
     name: &'static str,
     storage: Box<dyn Storage>,
+    /// A driver waits for its requests.
+    in_use: AtomicBool,
 }
 
 /// A request under way.
@@ -156,11 +164,11 @@ impl Block {
     /// # Errors
     /// When the process has no descriptors left.
     pub fn new(name: &'static str, storage: Box<dyn Storage>) -> io::Result<Self> {
-        let disk = Arc::new(Disk { name, storage });
+        let disk = Arc::new(Disk { name, storage, in_use: AtomicBool::new(true) });
         let done = Mailbox::new()?;
         let (worked_at, finished) = (Arc::clone(&disk), Arc::clone(&done));
         let workers = Workers::new(name, move |mut job: Job| {
-            job.status = worked_at.perform(&job.request, &job.data, Patience::Any).unwrap_or(job.status);
+            job.status = worked_at.see_through(&job.request, &job.data);
             finished.send(job);
         });
         let spare = Job::default();
@@ -187,7 +195,7 @@ impl Block {
         };
         job.request = request;
         let now = job.data.len() <= MAX_BYTES_AT_ONCE;
-        let status = if now { self.disk.perform(&request, &job.data, Patience::None) } else { None };
+        let status = if now { self.disk.perform_at_once(&request, &job.data) } else { None };
         if let Some(status) = status {
             job.status = status;
             return Verdict::Used(job.answer(chain));
@@ -216,13 +224,26 @@ impl Block {
 }
 
 impl Disk {
-    /// Serves a request; returns its status, or `None` if it would have to wait and may not.
-    fn perform(&self, request: &Request, data: &Buffers, patience: Patience) -> Option<u8> {
-        match self.attempt(request, data, patience) {
-            Ok(()) => Some(request::STATUS_OK),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock && patience == Patience::None => None,
-            Err(error) if error.kind() == io::ErrorKind::Unsupported => Some(request::STATUS_UNSUPPORTED),
-            Err(_) => Some(request::STATUS_IO_ERROR),
+    /// Serves a request if that needs no waiting; returns its status.
+    fn perform_at_once(&self, request: &Request, data: &Buffers) -> Option<u8> {
+        match self.attempt(request, data, Patience::None) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock || has_no_room(&error) => None,
+            done => Some(status(done)),
+        }
+    }
+
+    /// Serves a request, however long that takes; returns its status.
+    ///
+    /// A change for which the node's disk has no room waits until there is some. An error would spoil the guest's file system
+    /// for the rest of its life, although the node is soon better: its kubelet evicts pods when it runs out of space.
+    fn see_through(&self, request: &Request, data: &Buffers) -> u8 {
+        loop {
+            match self.attempt(request, data, Patience::Any) {
+                Err(error) if has_no_room(&error) && self.in_use.load(Ordering::Relaxed) => {
+                    thread::sleep(ROOM_PAUSE);
+                }
+                done => return status(done),
+            }
         }
     }
 
@@ -266,6 +287,19 @@ impl Disk {
     }
 }
 
+fn status(done: io::Result<()>) -> u8 {
+    match done {
+        Ok(()) => request::STATUS_OK,
+        Err(error) if error.kind() == io::ErrorKind::Unsupported => request::STATUS_UNSUPPORTED,
+        Err(_) => request::STATUS_IO_ERROR,
+    }
+}
+
+/// Whether the node's file system is full, or the quota on it is used up.
+fn has_no_room(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
 /// The configuration space (virtio 1.3 §5.2.4).
 fn config(sectors: u64) -> [u8; CONFIG_BYTES] {
     let mut config = [0; CONFIG_BYTES];
@@ -305,10 +339,12 @@ impl Device for Block {
 
     fn activate(&mut self, _features: u64, queues: Vec<Option<Virtqueue>>) {
         self.queue = queues.into_iter().next().flatten();
+        self.disk.in_use.store(true, Ordering::Relaxed);
     }
 
     fn reset(&mut self) {
         self.queue = None;
+        self.disk.in_use.store(false, Ordering::Relaxed);
         self.stalled = false;
         self.spare = Job::default();
         // What has begun has to come to its end; the rest nobody wants any more.

@@ -1,4 +1,5 @@
 use std::os::unix::fs::FileExt;
+use std::sync::atomic::AtomicUsize;
 use std::sync::{Condvar, Mutex};
 use std::time::Duration;
 
@@ -387,4 +388,84 @@ fn requests_beyond_the_bound_stay_in_the_queue_until_others_are_done() {
         done += disk.driver.used().len();
     }
     assert_eq!(disk.block.in_flight(), 0);
+}
+
+/// A disk on a node that has no room for what is written.
+#[derive(Clone, Default)]
+struct Cramped {
+    tries: Arc<AtomicUsize>,
+    room: Arc<AtomicBool>,
+}
+
+impl Storage for Cramped {
+    fn capacity(&self) -> u64 {
+        DISK_BYTES
+    }
+
+    fn is_read_only(&self) -> bool {
+        false
+    }
+
+    fn read(&self, _: &Buffers, _: u64, _: Patience) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn write(&self, _: &Buffers, offset: u64, _: Patience) -> io::Result<()> {
+        self.write_zeroes(offset, 0, false)
+    }
+
+    fn flush(&self, _: Patience) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn discard(&self, offset: u64, length: u64) -> io::Result<()> {
+        self.write_zeroes(offset, length, true)
+    }
+
+    fn write_zeroes(&self, _: u64, _: u64, _: bool) -> io::Result<()> {
+        self.tries.fetch_add(1, Ordering::Relaxed);
+        if self.room.load(Ordering::Relaxed) { Ok(()) } else { Err(io::ErrorKind::StorageFull.into()) }
+    }
+}
+
+impl Disk {
+    /// A disk without room, and a request of this type and one range or sector that a few tries have been made at.
+    fn cramped(kind: u32) -> (Self, Cramped, u16) {
+        let cramped = Cramped::default();
+        let mut disk = Self::on("cramped", Box::new(cramped.clone()), tempfile::tempfile().unwrap());
+        disk.put_header(HEADER, kind, 0);
+        disk.memory.write_obj(8u32, GuestAddress(DATA.0 + 8)).unwrap();
+        let head =
+            disk.driver.add(&[(HEADER.0, 16), (DATA.0, if kind == 1 { 512 } else { 16 })], &[(STATUS.0, 1)]);
+        disk.block.serve(0);
+        while cramped.tries.load(Ordering::Relaxed) < 4 {
+            thread::yield_now();
+        }
+        assert!(disk.driver.used().is_empty());
+        assert_eq!(disk.block.in_flight(), 1);
+        (disk, cramped, head)
+    }
+}
+
+#[test]
+fn changes_wait_for_room_on_the_nodes_disk() {
+    for kind in [1, 11, 13] {
+        let (mut disk, cramped, head) = Disk::cramped(kind);
+        // What needs no room goes on.
+        disk.put_header(GuestAddress(0x7000), 0, 1);
+        let read = disk.driver.add(&[(0x7000, 16)], &[(0x7100, 512), (STATUS.0 + 1, 1)]);
+        assert_eq!(disk.run(), [(u32::from(read), 513)]);
+        cramped.room.store(true, Ordering::Relaxed);
+        assert_eq!(disk.run(), [(u32::from(head), 1)]);
+        assert_eq!(disk.memory.read_obj::<u8>(STATUS).unwrap(), STATUS_OK);
+    }
+}
+
+#[test]
+fn a_device_that_is_reset_waits_for_no_room() {
+    let (mut disk, cramped, _) = Disk::cramped(1);
+    disk.block.reset();
+    disk.land();
+    assert_eq!(disk.block.in_flight(), 0);
+    assert!(!cramped.room.load(Ordering::Relaxed));
 }
