@@ -38,8 +38,17 @@ pub fn mount(id: &str, layers: &[u32]) -> Result<PathBuf> {
     }
     let lower: Vec<PathBuf> = layers.iter().map(|layer| paths::layer(*layer)).collect();
     copy_root_attributes(lower.first().map(PathBuf::as_path), &upper)?;
-    overlay(&lower, &upper, &work, &target)
-        .attempt(|| format!("mount the root file system of {id} from {} layers", layers.len()))?;
+    let mounted = match overlay(&lower, &upper, &work, &target) {
+        // The scratch disk could not be written at some time since its errors were last looked at. The containers of that time
+        // hear of it; one that begins has lost nothing.
+        Err(error) if error.raw_os_error() == Some(libc::EIO) => {
+            let scratch = fs::File::open(&upper).attempt(|| format!("open {}", upper.display()))?;
+            let _ = rustix::fs::syncfs(&scratch);
+            overlay(&lower, &upper, &work, &target)
+        }
+        done => done,
+    };
+    mounted.attempt(|| format!("mount the root file system of {id} from {} layers", layers.len()))?;
     Ok(target)
 }
 

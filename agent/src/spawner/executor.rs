@@ -55,10 +55,10 @@ impl Executor for GuestExecutor {
             return Err(ExecutorError::InvalidArg);
         };
         let text = program.execute(self.filter.as_deref());
-        // Too late for an answer to the create call: as with runc, the container's own stderr shows why, and the status is 1.
+        // Too late for an answer to the create call: as with runc, the container's own stderr shows why. libcontainer ends the
+        // process with 255, as runc does since 1.2 (before: 1).
         let _ = writeln!(io::stderr(), "{text}");
-        // SAFETY: the process ends here and now; nothing of the builder's that it has copies of is torn down.
-        unsafe { libc::_exit(1) }
+        Err(ExecutorError::Other(text))
     }
 }
 

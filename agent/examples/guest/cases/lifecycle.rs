@@ -50,7 +50,7 @@ pub async fn errors(client: Client) {
     let text = script.streams.err().await;
     println!("        {}", text.trim());
     assert!(text.contains("exec /etc/notelf: exec format error"), "{text}");
-    assert_eq!(script.wait("").await.exit_status, 1);
+    assert_eq!(script.wait("").await.exit_status, 255);
     script.delete().await;
     // Created, never started.
     let mut never = Container::create(&client, "bad", spec(&["true"])).await.unwrap();
