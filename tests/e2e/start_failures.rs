@@ -152,12 +152,12 @@ impl Drop for Away {
 }
 
 /// A folder on a file system of its own that has almost no room, until this is dropped.
-struct Full {
+pub struct Full {
     folder: PathBuf,
 }
 
 impl Full {
-    fn make(folder: &str, size: &str) -> Self {
+    pub fn make(folder: &str, size: &str) -> Self {
         fs::create_dir_all(folder).unwrap();
         Run::new("mount").args(["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs", folder]).ok();
         Self { folder: Path::new(folder).to_owned() }

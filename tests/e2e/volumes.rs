@@ -1,8 +1,12 @@
 //! The volumes that a kubelet mounts into containers.
 
-use ravelin_tests::{Host, Run, Volume, eventually};
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown};
+use std::path::Path;
+
+use ravelin_tests::{Host, Run, Volume, eventually};
+
+use crate::start_failures::Full;
 
 #[test]
 fn config_maps_and_secrets_are_there_and_follow_their_updates() {
@@ -60,6 +64,36 @@ fn an_empty_dir_is_shared_by_the_containers_and_outlives_them() {
     assert_eq!(other.exec_sh("cat /data/folder/more"), "second");
     assert_ne!(other.exec(&["touch", "/data/file"]).code, 0, "a read-only mount is written");
     assert_eq!(reader.exec_sh("id -u; chmod 700 /elsewhere/folder; stat -c %a /elsewhere/folder"), "0\n700");
+}
+
+#[test]
+fn what_a_pod_writes_waits_while_the_nodes_disk_is_full() {
+    let Some(host) = Host::alone_with_ravelin() else { return };
+    let folder = "/var/lib/ravelin";
+    let _cramped = Full::make(folder, "64m");
+    let pod = host.pod().start();
+    let empty = Volume::empty_dir(&pod, "scratch");
+    let container = pod.container().idle().mount(&empty.path, "/data", false).start();
+    let filler = Path::new(folder).join("filler");
+    fs::write(&filler, vec![0; 40 << 20]).expect("there is room for the filler");
+    let write = "head -c 16777216 /dev/urandom > /words; cp /words /data/words; dd if=/dev/null of=/data/words conv=notrunc,fsync 2> /dev/null; echo $?";
+    let mut writing = container.exec_session(&["sh", "-c", write]);
+    eventually("the node's disk is full", || {
+        let free = Run::new("df").args(["--output=avail", folder]).ok();
+        free.ends_with(" 0").then_some(())
+    });
+    assert_eq!(writing.heard(), "", "an error is heard");
+    fs::remove_file(&filler).expect("there is room again");
+    assert_eq!(writing.finish(), 0);
+    assert_eq!(writing.heard().trim(), "0");
+    assert_eq!(container.exec_sh("cmp /words /data/words && echo same"), "same");
+    // The pod is as it was: containers start, and can make sure that what they write is written.
+    let next =
+        pod.sh("echo more > /file && dd if=/dev/null of=/file conv=notrunc,fsync 2> /dev/null && cat /file");
+    assert_eq!(next.output(), "more\n");
+    drop(next);
+    pod.remove();
+    host.assert_clean();
 }
 
 #[test]
