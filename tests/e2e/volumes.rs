@@ -75,7 +75,7 @@ fn what_a_pod_writes_waits_while_the_nodes_disk_is_full() {
     let empty = Volume::empty_dir(&pod, "scratch");
     let container = pod.container().idle().mount(&empty.path, "/data", false).start();
     let filler = Path::new(folder).join("filler");
-    fs::write(&filler, vec![0; 40 << 20]).expect("there is room for the filler");
+    fs::write(&filler, vec![0; 52 << 20]).expect("there is room for the filler");
     let write = "head -c 16777216 /dev/urandom > /words; cp /words /data/words; dd if=/dev/null of=/data/words conv=notrunc,fsync 2> /dev/null; echo $?";
     let mut writing = container.exec_session(&["sh", "-c", write]);
     eventually("the node's disk is full", || {
