@@ -231,14 +231,16 @@ impl Io {
     }
 
     /// Waits until every output is copied to its end, or stands still for a while because something that outlived the
-    /// process holds it open, or nobody reads it.
+    /// process holds it open. One whose reader is slow does not: a busy containerd may come to it late.
     async fn run_dry(&self) {
         let mut open = self.open.subscribe();
         loop {
             let before = self.progress.moved.load(Ordering::Relaxed);
-            if tokio::time::timeout(STALL, open.wait_for(|open| *open == 0)).await.is_ok()
-                || self.progress.moved.load(Ordering::Relaxed) == before
-            {
+            if tokio::time::timeout(STALL, open.wait_for(|open| *open == 0)).await.is_ok() {
+                return;
+            }
+            let stands_still = self.progress.moved.load(Ordering::Relaxed) == before;
+            if stands_still && self.progress.held_up.load(Ordering::Relaxed) == 0 {
                 return;
             }
         }

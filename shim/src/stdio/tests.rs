@@ -136,6 +136,29 @@ async fn an_output_has_settled_only_when_its_last_words_are_in_the_fifo() {
     guest.await.unwrap();
 }
 
+/// containerd 1.6 closes its ends when it hears of the process's end: on a busy node it reads late what came before.
+#[tokio::test]
+async fn an_output_that_is_read_late_has_settled_when_it_was_read() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = fifo(directory.path(), "stdout");
+    let mut reader = pipe::OpenOptions::new().open_receiver(&path).unwrap();
+    let (host, mut guest) = UnixStream::pair().unwrap();
+    let io = Io::default();
+    io.copy_output(host, output("stdout", &path).unwrap());
+    // More than the fifo holds.
+    let guest = tokio::spawn(async move { guest.write_all(&[b'x'; 200_000]).await });
+    let read = tokio::spawn(async move {
+        tokio::time::sleep(STALL * 3).await;
+        let mut words = Vec::new();
+        reader.read_to_end(&mut words).await.map(|_| words.len())
+    });
+    io.settle().await;
+    guest.await.unwrap().unwrap();
+    // As when containerd's exit is told now: nothing is on its way any more.
+    assert_eq!(*io.open.borrow(), 0);
+    assert_eq!(read.await.unwrap().unwrap(), 200_000);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_writer_that_goes_on_for_ever_does_not_hold_up_a_processs_end() {
     let directory = tempfile::tempdir().unwrap();
