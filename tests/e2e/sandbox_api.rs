@@ -186,10 +186,14 @@ fn a_pod_of_the_sandbox_api_outlives_containerd_and_its_death_is_seen() {
     };
     let before = cgroups();
     let pod = host.pod().with_handler(Handler::RavelinSandbox).set("/linux/cgroup_parent", "").start();
-    let _container = pod.container().idle().start();
+    let container = pod.container().idle().start();
     let shim = pod.process("containerd-shim-ravelin-v2").expect("a shim serves the pod").to_string();
     Run::new("kill").args(["-KILL", &shim]).ok();
     eventually("the pod is seen to be dead", || (pod.state() == "SANDBOX_NOTREADY").then_some(()));
+    // containerd hears of it on another way, and removes nothing that it takes for running.
+    eventually("its container is seen to be dead", || {
+        (container.state() == "CONTAINER_EXITED").then_some(())
+    });
     pod.remove();
     eventually("its cgroup is gone", || (cgroups() == before).then_some(()));
     host.assert_clean();
