@@ -6,6 +6,17 @@ use tokio::time::Instant;
 use super::testing::fifo;
 use super::*;
 
+/// One output that is copied, the guest's end of it, and containerd's.
+fn copied() -> (Io, UnixStream, pipe::Receiver) {
+    let directory = tempfile::tempdir().unwrap();
+    let path = fifo(directory.path(), "stdout");
+    let reader = pipe::OpenOptions::new().open_receiver(&path).unwrap();
+    let (host, guest) = UnixStream::pair().unwrap();
+    let io = Io::default();
+    io.copy_output(host, output("stdout", &path).unwrap());
+    (io, guest, reader)
+}
+
 #[tokio::test]
 async fn output_survives_a_reader_that_goes_and_comes_and_ends_with_the_process() {
     let directory = tempfile::tempdir().unwrap();
@@ -118,12 +129,7 @@ async fn an_output_held_open_by_somebody_else_does_not_hold_up_the_end_for_ever(
 
 #[tokio::test]
 async fn an_output_has_settled_only_when_its_last_words_are_in_the_fifo() {
-    let directory = tempfile::tempdir().unwrap();
-    let path = fifo(directory.path(), "stdout");
-    let mut reader = pipe::OpenOptions::new().open_receiver(&path).unwrap();
-    let (host, mut guest) = UnixStream::pair().unwrap();
-    let io = Io::default();
-    io.copy_output(host, output("stdout", &path).unwrap());
+    let (io, mut guest, mut reader) = copied();
     let guest = tokio::spawn(async move {
         // The process's end is known by now.
         tokio::time::sleep(Duration::from_millis(100)).await;
@@ -139,12 +145,7 @@ async fn an_output_has_settled_only_when_its_last_words_are_in_the_fifo() {
 /// containerd 1.6 closes its ends when it hears of the process's end: on a busy node it reads late what came before.
 #[tokio::test]
 async fn an_output_that_is_read_late_has_settled_when_it_was_read() {
-    let directory = tempfile::tempdir().unwrap();
-    let path = fifo(directory.path(), "stdout");
-    let mut reader = pipe::OpenOptions::new().open_receiver(&path).unwrap();
-    let (host, mut guest) = UnixStream::pair().unwrap();
-    let io = Io::default();
-    io.copy_output(host, output("stdout", &path).unwrap());
+    let (io, mut guest, mut reader) = copied();
     // More than the fifo holds.
     let guest = tokio::spawn(async move { guest.write_all(&[b'x'; 200_000]).await });
     let read = tokio::spawn(async move {
