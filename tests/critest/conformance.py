@@ -35,7 +35,7 @@ print(f"""# Conformance
 critest 1.36.0, Kubernetes's conformance suite for container runtimes, whole and unchanged, on the emulated host; written by `make critest`.
 A column is a runtime and the containerd it ran under: *runc* is the control, *fargate* is Ravelin as it comes, *guest* is Ravelin with
 `[policy] mode = "guest"`, *sandbox* is Ravelin as it comes, through containerd's sandbox API. *differs* is a spec that fails
-and must, with words that are checked: the policy's where it asks for what the policy refuses, or those of a difference that is known;
+and must: with the policy's words where it asks for what the policy refuses, or for a difference that is known, whose words are checked where they are ours;
 the number leads to the reason. *skipped* is critest's own decision, for example where a containerd does not offer what the spec tests.
 
 | | {' | '.join(title(run) for run in runs)} |
