@@ -6,6 +6,7 @@
 mod abandoned;
 mod attach;
 mod clock;
+mod confinement;
 mod cri;
 mod density;
 mod dns;

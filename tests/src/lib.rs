@@ -14,6 +14,7 @@ mod logs;
 mod pod;
 mod session;
 pub mod shim;
+mod takeover;
 mod wait;
 
 pub use command::{Finished, Run};
@@ -24,6 +25,7 @@ pub use leaks::Traces;
 pub use logs::Logs;
 pub use pod::{Pod, PodSpec};
 pub use session::Session;
+pub use takeover::make_call;
 pub use wait::{PATIENCE, eventually, until};
 
 /// Images that are in the host's containerd before the tests start.

@@ -11,6 +11,7 @@ mod remove;
 mod tests;
 
 use std::error::Error as _;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use cgroups_rs::CgroupPid;
@@ -19,6 +20,7 @@ use cgroups_rs::fs::error::Error;
 use cgroups_rs::fs::memory::MemController;
 use cgroups_rs::fs::{Cgroup, Controller, hierarchies};
 use ravelin_proto::agent::StatsResponse;
+use rustix::fs::{Mode, OFlags};
 
 /// The v1 hierarchies a machine is put into.
 const V1_CONTROLLERS: [&str; 6] = ["blkio", "cpu", "cpuacct", "cpuset", "memory", "pids"];
@@ -99,6 +101,26 @@ impl PodCgroup {
     /// When the kernel refuses.
     pub fn set(&self, limits: &Limits) -> Result<(), CgroupError> {
         self.limit(&self.handle(), limits)
+    }
+
+    /// The cgroup's directory, for a process to be born in; `None` on cgroup v1, which has several and can do no such thing.
+    ///
+    /// # Errors
+    /// When there is no such cgroup.
+    pub fn birthplace(&self) -> Result<Option<OwnedFd>, CgroupError> {
+        let hierarchy = hierarchies::auto();
+        if !hierarchy.v2() {
+            return Ok(None);
+        }
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        match rustix::fs::open(hierarchy.root().join(&self.path), flags, Mode::empty()) {
+            Ok(directory) => Ok(Some(directory)),
+            Err(errno) => Err(CgroupError::Operation {
+                what: "open",
+                path: self.path.clone(),
+                reason: errno.to_string(),
+            }),
+        }
     }
 
     /// Puts a process, with all its threads, into the cgroup.

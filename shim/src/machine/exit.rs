@@ -1,8 +1,7 @@
 use std::fmt;
-use std::os::unix::process::ExitStatusExt;
-use std::process::ExitStatus;
 
 use ravelin_vmm::control::ExitReason;
+use rustix::process::WaitIdStatus;
 use tokio::sync::watch;
 
 /// How a machine's process ended, as the host's kernel tells it.
@@ -19,18 +18,19 @@ pub enum Exit {
 impl Exit {
     /// Reads a process's exit status.
     #[must_use]
-    pub fn from_status(status: ExitStatus) -> Self {
-        if let Some(signal) = status.signal() {
+    pub fn from_status(status: &WaitIdStatus) -> Self {
+        if let Some(signal) = status.terminating_signal() {
             return Self::Signal(signal);
         }
-        let code = status.code().unwrap_or(-1);
-        const ALL: [ExitReason; 6] = [
+        let code = status.exit_status().unwrap_or(-1);
+        const ALL: [ExitReason; 7] = [
             ExitReason::PowerOff,
             ExitReason::Stopped,
             ExitReason::Error,
             ExitReason::Reboot,
             ExitReason::Panic,
             ExitReason::TripleFault,
+            ExitReason::Forbidden,
         ];
         ALL.into_iter()
             .find(|reason| i32::from(reason.code()) == code)
@@ -47,8 +47,14 @@ impl fmt::Display for Exit {
                 f.write_str("the guest kernel panicked (its last messages are in the shim's log)")
             }
             Self::Ended(ExitReason::TripleFault) => f.write_str("the guest's processor triple-faulted"),
+            Self::Ended(ExitReason::Forbidden) => {
+                f.write_str("it made a system call that it may not make (see the shim's log)")
+            }
             Self::Ended(ExitReason::Stopped) => f.write_str("it was stopped"),
             Self::Ended(ExitReason::Error) => f.write_str("a device or KVM failed (see the shim's log)"),
+            Self::Signal(libc::SIGSYS) => {
+                f.write_str("killed by the node's kernel for a system call that it may not make")
+            }
             Self::Signal(signal) => write!(f, "killed by signal {signal}"),
             Self::Status(status) => write!(f, "exit status {status}"),
         }

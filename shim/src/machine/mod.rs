@@ -3,6 +3,7 @@
 //! The machine's process may have been taken over by its guest, so everything it says is bounded and matched against
 //! what was asked, every request has a deadline, and its end is read from its exit status alone.
 
+mod birth;
 mod client;
 mod exit;
 mod files;
@@ -160,12 +161,12 @@ fn kill(pidfd: BorrowedFd<'_>) {
 impl Machine {
     /// Starts the machine's process. It jails itself and then waits for [`Machine::boot`].
     ///
-    /// Must be called inside a tokio runtime.
+    /// It is in `cgroup`, a directory of cgroup v2, if one is given. Must be called inside a tokio runtime.
     ///
     /// # Errors
     /// When the program cannot be run or the process is out of descriptors.
-    pub fn spawn(config: &SpawnConfig) -> Result<Self, MachineError> {
-        let spawned = spawn::spawn(config)?;
+    pub fn spawn(config: &SpawnConfig, cgroup: Option<BorrowedFd<'_>>) -> Result<Self, MachineError> {
+        let spawned = spawn::spawn(config, cgroup)?;
         Ok(Self {
             inner: Arc::new(Inner {
                 pid: spawned.pid,

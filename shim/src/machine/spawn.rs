@@ -1,14 +1,18 @@
+use std::ffi::CString;
+use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::process::CommandExt;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use ravelin_vmm::control::{CONTROL_FD, transport};
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use ravelin_vmm::control::transport;
+use rustix::process::{WaitId, WaitIdOptions, WaitIdStatus, waitid};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
 
+use super::birth::{self, Born, Inheritance};
 use super::{Exit, MachineError, log};
 use crate::state::ProcessRef;
 
@@ -21,6 +25,10 @@ pub struct SpawnConfig {
     pub uid: u32,
     /// Group it runs as.
     pub gid: u32,
+    /// Virtual processors that its machine will have.
+    pub vcpus: u8,
+    /// Size of its scratch disk: it may write no larger file.
+    pub scratch_bytes: u64,
     /// The pod's network namespace.
     pub netns: PathBuf,
     /// Time it has to answer a request, unless who asks says otherwise.
@@ -38,44 +46,27 @@ pub(super) struct Spawned {
     pub exit: watch::Receiver<Option<Exit>>,
 }
 
-pub(super) fn spawn(config: &SpawnConfig) -> Result<Spawned, MachineError> {
+pub(super) fn spawn(config: &SpawnConfig, cgroup: Option<BorrowedFd<'_>>) -> Result<Spawned, MachineError> {
     let plumbing = |what| move |source| MachineError::Plumbing { what, source };
-    let (ours, theirs) = transport::pair().map_err(plumbing("control socket"))?;
-    let stderr = log::log_pipe(&config.sandbox_id, "vmm").map_err(plumbing("log pipe"))?;
-
-    let mut command = Command::new(&config.vmm);
-    command
-        .arg("--uid")
-        .arg(config.uid.to_string())
-        .arg("--gid")
-        .arg(config.gid.to_string())
-        .arg("--netns")
-        .arg(&config.netns)
-        .env_clear()
-        .current_dir("/")
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(stderr);
-    let control = theirs.as_raw_fd();
-    // SAFETY: between fork and exec the closure calls only signal, fcntl, dup2 and close_range, which are async-signal-safe,
-    // and allocates nothing.
-    unsafe {
-        command.pre_exec(move || hand_over(control));
-    }
     let failed = |source| MachineError::Spawn { path: config.vmm.clone(), source };
-    let mut child = tokio::process::Command::from(command).kill_on_drop(false).spawn().map_err(failed)?;
-    drop(theirs);
+    let (ours, theirs) = transport::pair().map_err(plumbing("control socket"))?;
+    let log = log::log_pipe(&config.sandbox_id, "vmm").map_err(plumbing("log pipe"))?;
+    let null = File::options().read(true).write(true).open("/dev/null").map_err(failed)?;
+    let inheritance = Inheritance { null: null.as_fd(), log: log.as_fd(), control: theirs.as_fd() };
+    let Born { pid, pidfd } =
+        command_line(config).and_then(|line| birth::spawn(&line, &inheritance, cgroup)).map_err(failed)?;
 
-    let lost = || failed(io::Error::other("it ended at once"));
-    let pid = child.id().ok_or_else(lost)?;
-    let raw = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or_else(lost)?;
     // The child has not been reaped yet, so the pid is still its own.
-    let opened = pidfd_open(raw, PidfdFlags::empty()).map_err(io::Error::from);
-    let (pidfd, start_time) = match opened.and_then(|pidfd| Ok((pidfd, ProcessRef::of(pid)?.start_time))) {
+    let watched = ProcessRef::of(pid).and_then(|process| {
+        let watched = pidfd.try_clone()?;
+        // SAFETY: the AsyncFd owns the descriptor, which nobody else closes, and an OwnedFd never changes its number.
+        Ok((process.start_time, unsafe { AsyncFd::register_with_interest(watched, Interest::READABLE) }?))
+    });
+    let (start_time, watched) = match watched {
         Ok(found) => found,
         Err(source) => {
-            let _ = child.start_kill();
-            tokio::spawn(async move { child.wait().await });
+            super::kill(pidfd.as_fd());
+            let _ = waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED);
             return Err(failed(source));
         }
     };
@@ -83,8 +74,8 @@ pub(super) fn spawn(config: &SpawnConfig) -> Result<Spawned, MachineError> {
     let (sender, exit) = watch::channel(None);
     let sandbox = config.sandbox_id.clone();
     tokio::spawn(async move {
-        let exit = match child.wait().await {
-            Ok(status) => Exit::from_status(status),
+        let exit = match reap(&watched).await {
+            Ok(status) => Exit::from_status(&status),
             Err(error) => {
                 tracing::warn!(sandbox, pid, "cannot wait for the machine's process: {error}");
                 Exit::Status(-1)
@@ -96,25 +87,31 @@ pub(super) fn spawn(config: &SpawnConfig) -> Result<Spawned, MachineError> {
     Ok(Spawned { pid, start_time, pidfd, control: ours, exit })
 }
 
-/// Runs in the child: makes the control socket descriptor [`CONTROL_FD`] and every other one close on exec, and leaves
-/// the machine's end to the shim: a node that goes down sends SIGTERM to all its processes at once.
-fn hand_over(control: i32) -> io::Result<()> {
-    // SAFETY: dup2, fcntl and close_range take integers only; a descriptor that is not open makes them fail. To ignore a
-    // signal, which lasts through exec, installs no handler.
-    unsafe {
-        for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP] {
-            libc::signal(signal, libc::SIG_IGN);
-        }
-        if control == CONTROL_FD {
-            if libc::fcntl(control, libc::F_SETFD, 0) < 0 {
-                return Err(io::Error::last_os_error());
-            }
-        } else if libc::dup2(control, CONTROL_FD) < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        let first = (CONTROL_FD + 1).unsigned_abs();
-        // Kernels before 5.11 lack the flag; all our descriptors are close-on-exec anyway.
-        libc::syscall(libc::SYS_close_range, first, u32::MAX, libc::CLOSE_RANGE_CLOEXEC);
+/// The program and its arguments.
+fn command_line(config: &SpawnConfig) -> io::Result<Vec<CString>> {
+    let text = |bytes: &[u8]| CString::new(bytes).map_err(io::Error::from);
+    let mut line = vec![text(config.vmm.as_os_str().as_bytes())?];
+    let numbers = [
+        ("--uid", u64::from(config.uid)),
+        ("--gid", u64::from(config.gid)),
+        ("--vcpus", u64::from(config.vcpus)),
+        ("--scratch-bytes", config.scratch_bytes),
+    ];
+    for (name, value) in numbers {
+        line.extend([text(name.as_bytes())?, text(value.to_string().as_bytes())?]);
     }
-    Ok(())
+    line.extend([text(b"--netns")?, text(config.netns.as_os_str().as_bytes())?]);
+    Ok(line)
+}
+
+/// Waits for a child's end, and takes what it leaves.
+async fn reap(child: &AsyncFd<OwnedFd>) -> io::Result<WaitIdStatus> {
+    loop {
+        let mut ready = child.readable().await?;
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
+        if let Some(status) = waitid(WaitId::PidFd(child.get_ref().as_fd()), options)? {
+            return Ok(status);
+        }
+        ready.clear_ready();
+    }
 }

@@ -28,6 +28,8 @@ pub fn program(directory: &Path, script: &str) -> SpawnConfig {
         vmm,
         uid: 1,
         gid: 1,
+        vcpus: 1,
+        scratch_bytes: 1 << 30,
         netns: "/netns".into(),
         deadline: Duration::from_secs(15),
         sandbox_id: "test".to_owned(),
@@ -38,7 +40,7 @@ pub fn program(directory: &Path, script: &str) -> SpawnConfig {
 pub fn machine() -> (Machine, OwnedFd) {
     let dir = tempfile::tempdir().unwrap();
     let config = program(dir.path(), "exec sleep 1000");
-    let spawned = spawn::spawn(&config).unwrap();
+    let spawned = spawn::spawn(&config, None).unwrap();
     // The script must have been read before it is removed with its directory.
     let comm = format!("/proc/{}/comm", spawned.pid);
     while std::fs::read_to_string(&comm).is_ok_and(|name| name != "sleep\n") {

@@ -120,7 +120,7 @@ async fn a_machine_has_the_time_to_boot_that_it_was_given() {
 #[tokio::test]
 async fn a_process_that_ends_tells_every_waiter() {
     let dir = tempfile::tempdir().unwrap();
-    let machine = Machine::spawn(&program(dir.path(), "exit 11")).unwrap();
+    let machine = Machine::spawn(&program(dir.path(), "exit 11"), None).unwrap();
     let (one, two) = tokio::join!(machine.wait(), machine.wait());
     assert_eq!((one, two), (Exit::Ended(ExitReason::Panic), Exit::Ended(ExitReason::Panic)));
     assert!(matches!(machine.pause().await, Err(MachineError::Ended(Exit::Ended(ExitReason::Panic)))));
@@ -132,13 +132,16 @@ async fn the_process_has_nothing_but_its_control_socket() {
     let out = dir.path().join("out");
     let leak = std::fs::File::open("/dev/null").unwrap();
     let leaked = rustix::io::dup(&leak).unwrap();
-    let script = format!("(echo \"$@\"; env; ls -l /proc/$$/fd) > {} 2>&1", out.display());
-    Machine::spawn(&program(dir.path(), &script)).unwrap().wait().await;
+    let script = format!("(echo \"$@\"; echo process $$; env; ls -l /proc/self/fd) > {} 2>&1", out.display());
+    Machine::spawn(&program(dir.path(), &script), None).unwrap().wait().await;
     drop(leaked);
     let text = std::fs::read_to_string(out).unwrap();
-    assert!(text.starts_with("--uid 1 --gid 1 --netns /netns\n"), "{text}");
+    assert!(
+        text.starts_with("--uid 1 --gid 1 --vcpus 1 --scratch-bytes 1073741824 --netns /netns\nprocess 1\n"),
+        "{text}"
+    );
     assert!(!text.contains("HOME="), "{text}");
-    // 0, 1, 2, the control socket and the script itself.
+    // 0, 1, 2, the control socket and the folder that is listed.
     let fds: Vec<_> = text.lines().filter(|line| line.contains(" -> ")).collect();
     assert!(fds.iter().any(|line| line.contains(" 3 -> socket:")), "{text}");
     assert!(fds.len() <= 5, "{text}");
@@ -147,7 +150,7 @@ async fn the_process_has_nothing_but_its_control_socket() {
 #[tokio::test]
 async fn dropping_the_machine_kills_its_process() {
     let dir = tempfile::tempdir().unwrap();
-    let machine = Machine::spawn(&program(dir.path(), "exec sleep 1000")).unwrap();
+    let machine = Machine::spawn(&program(dir.path(), "exec sleep 1000"), None).unwrap();
     let pid = machine.pid();
     drop(machine);
     for _ in 0..100 {
@@ -180,15 +183,9 @@ async fn a_machine_that_keeps_talking_nonsense_is_cut_off_and_late_answers_are_n
 
 #[tokio::test]
 async fn a_missing_program_is_named() {
-    let config = SpawnConfig {
-        vmm: "/nonexistent/vmm".into(),
-        uid: 0,
-        gid: 0,
-        netns: "/netns".into(),
-        deadline: Duration::from_secs(15),
-        sandbox_id: String::new(),
-    };
-    let error = Machine::spawn(&config).unwrap_err();
+    let dir = tempfile::tempdir().unwrap();
+    let config = SpawnConfig { vmm: "/nonexistent/vmm".into(), ..program(dir.path(), "") };
+    let error = Machine::spawn(&config, None).unwrap_err();
     assert!(error.to_string().contains("/nonexistent/vmm"));
 }
 
@@ -200,4 +197,30 @@ async fn lines_are_bounded_and_printable() {
     log::each_line(input.as_slice(), |line| lines.push(line.to_owned())).await;
     assert_eq!(lines[..2], ["one", "[31mtwo"]);
     assert_eq!(lines[2..].iter().map(String::len).collect::<Vec<_>>(), [1024, 1024, 952]);
+}
+
+#[tokio::test]
+async fn a_machine_begins_in_the_cgroup_it_is_given_and_heeds_no_shutdown_of_the_node() {
+    use crate::cgroup::{Limits, PodCgroup};
+    // Some places where tests run have no cgroup that can be written to.
+    let Ok(cgroup) = PodCgroup::create(&format!("/ravelin-test-{}", std::process::id()), &Limits::default())
+    else {
+        return;
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out");
+    let script = format!("(cat /proc/self/cgroup; grep SigIgn /proc/self/status) > {} 2>&1", out.display());
+    let birthplace = cgroup.birthplace().unwrap();
+    let config = program(dir.path(), &script);
+    let machine = Machine::spawn(&config, birthplace.as_ref().map(AsFd::as_fd)).unwrap();
+    machine.wait().await;
+    cgroup.delete().await.unwrap();
+    let text = std::fs::read_to_string(out).unwrap();
+    assert!(
+        birthplace.is_none() || text.contains(&format!("0::/ravelin-test-{}\n", std::process::id())),
+        "{text}"
+    );
+    // SIGHUP, SIGINT and SIGTERM are bits 0, 1 and 14.
+    let ignored = text.lines().find_map(|line| line.strip_prefix("SigIgn:\t")).unwrap();
+    assert_eq!(u64::from_str_radix(ignored, 16).unwrap() & 0x4003, 0x4003, "{text}");
 }

@@ -1,6 +1,7 @@
 //! From a plan to a machine whose agent answers.
 
 use std::io;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use ravelin_proto::PROTOCOL_VERSION;
@@ -135,15 +136,23 @@ pub(super) async fn machine(
     resources.netns = Some(plan.netns.clone());
 
     let uid = uid::take(config, directory, state).await.map_err(BootError::Uid)?;
+    // The pod's share of a CPU is not there to slow its machine's boot: the quota follows when the guest is up.
+    let limits = Limits { cpu_quota_us: None, ..plan.limits(config) };
+    let cgroup = PodCgroup::create(&plan.cgroups_path, &limits).map_err(BootError::Cgroup)?;
+    resources.cgroup = Some(cgroup.clone());
+    let birthplace = cgroup.birthplace().map_err(BootError::Cgroup)?;
     let spawn = SpawnConfig {
         vmm: config.vmm.path.clone(),
         uid,
         gid: uid,
+        vcpus: plan.size.vcpus,
+        scratch_bytes,
         netns: plan.netns.clone(),
         deadline: config.call_deadline(),
         sandbox_id: plan.sandbox_id.clone(),
     };
-    let machine = Machine::spawn(&spawn).map_err(BootError::Machine)?;
+    let birthplace = birthplace.as_ref().map(AsFd::as_fd);
+    let machine = Machine::spawn(&spawn, birthplace).map_err(BootError::Machine)?;
     resources.machine = Some(machine.clone());
     if let Err(error) = oom::set(machine.pid(), oom::score(&plan.cgroups_path)) {
         tracing::warn!(
@@ -153,29 +162,16 @@ pub(super) async fn machine(
     }
     state.machine = Some(ProcessRef { pid: machine.pid(), start_time: machine.start_time() });
     save(state)?;
+    if birthplace.is_none() {
+        cgroup.add(machine.pid()).map_err(BootError::Cgroup)?;
+    }
 
-    let cgroup = async {
-        // The pod's share of a CPU is not there to slow its machine's boot: the quota follows when the guest is up.
-        let limits = Limits { cpu_quota_us: None, ..plan.limits(config) };
-        let cgroup = PodCgroup::create(&plan.cgroups_path, &limits).map_err(BootError::Cgroup)?;
-        let added = cgroup.add(machine.pid()).map_err(BootError::Cgroup);
-        Ok::<_, BootError>((cgroup, added))
-    };
-    // To their ends, all three: half of one could not be taken back.
-    let (attachment, cgroup, scratch) = tokio::join!(
+    // To their ends, both: half of one could not be taken back.
+    let (attachment, scratch) = tokio::join!(
         network::attach(&plan.netns, plan.size.vcpus),
-        cgroup,
         scratch::create(&templates, &config.storage.directory, scratch_bytes, config.boot_deadline()),
     );
-    let added = match cgroup {
-        Ok((cgroup, added)) => {
-            resources.cgroup = Some(cgroup);
-            added
-        }
-        Err(error) => Err(error),
-    };
     let mut attachment = attachment.map_err(BootError::Network)?;
-    added?;
     let scratch = scratch.map_err(BootError::Scratch)?;
 
     let taps = attachment.take_taps();

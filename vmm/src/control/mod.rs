@@ -189,6 +189,8 @@ pub enum ExitReason {
     Stopped,
     /// The machine could not go on: a device or KVM failed.
     Error,
+    /// A thread of the machine's process made a system call that it may not make: the process was taken over, or is wrong.
+    Forbidden,
 }
 
 impl ExitReason {
@@ -202,6 +204,7 @@ impl ExitReason {
             Self::Reboot => 10,
             Self::Panic => 11,
             Self::TripleFault => 12,
+            Self::Forbidden => 13,
         }
     }
 }

@@ -116,7 +116,7 @@ mod tests {
     use crate::virtio::thread::DeviceThread;
 
     fn bus() -> Bus {
-        let mut thread = DeviceThread::new("devices").unwrap();
+        let mut thread = DeviceThread::new(crate::jail::seccomp::Thread::Sockets).unwrap();
         let memory = memory::allocate(64).unwrap();
         let rng = thread.add(Box::new(Rng::default()), &memory, &(Arc::new(|| {}) as _)).unwrap();
         Bus::new(vec![Arc::new(rng)], None)

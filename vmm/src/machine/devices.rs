@@ -13,6 +13,7 @@ use super::memory::GuestMemory;
 use super::vcpu::gate::Gate;
 use crate::control::MachineConfig;
 use crate::event::Mailbox;
+use crate::jail::seccomp::Thread;
 use crate::virtio::Device;
 use crate::virtio::balloon::Balloon;
 use crate::virtio::block::Block;
@@ -46,10 +47,11 @@ pub(super) fn make(
     gate: &Arc<Gate>,
     notices: &Arc<Mailbox<Notice>>,
 ) -> Result<Devices, MachineError> {
-    let thread = |name| DeviceThread::new(name).map_err(MachineError::Thread);
+    let thread = |thread| DeviceThread::new(thread).map_err(MachineError::Thread);
     // One for what programs read and write, one for the network, which is busiest, and one for the rest. None of them
     // ever waits for a device of the host's; a disk's other threads do.
-    let (mut disks, mut network, mut others) = (thread("disks")?, thread("net")?, thread("sockets")?);
+    let (mut disks, mut network, mut others) =
+        (thread(Thread::Disks)?, thread(Thread::Net)?, thread(Thread::Sockets)?);
     let (layers, volumes) = (Extents::new(true), Extents::new(false));
     let scratch = Scratch::new(scratch).map_err(device_error("scratch"))?;
     let net = Net::new(taps, config.mac, config.mtu).map_err(MachineError::Net)?;

@@ -69,15 +69,16 @@ pub fn allocate(memory_mib: u32) -> Result<GuestMemory, MemoryError> {
     GuestMemory::from_regions(regions).map_err(MemoryError::Layout)
 }
 
-/// Maps `length` bytes at an address that is a multiple of [`HUGE_PAGE`].
+/// Maps `length` bytes at an address that is a multiple of [`HUGE_PAGE`]. Before and behind them are pages that cannot be
+/// touched, so that who runs over the end of guest memory does not run on into this process's own.
 fn map(length: usize) -> io::Result<*mut u8> {
-    let room = length.checked_add(HUGE_PAGE).ok_or(io::ErrorKind::OutOfMemory)?;
+    let room = length.checked_add(2 * HUGE_PAGE).ok_or(io::ErrorKind::OutOfMemory)?;
     // SAFETY: a new anonymous mapping at an address of the kernel's choice touches nothing that exists.
     let address = unsafe {
         libc::mmap(
             null_mut(),
             room,
-            libc::PROT_READ | libc::PROT_WRITE,
+            libc::PROT_NONE,
             libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
             -1,
             0,
@@ -87,9 +88,14 @@ fn map(length: usize) -> io::Result<*mut u8> {
         return Err(io::Error::last_os_error());
     }
     let address = address.cast::<u8>();
-    let skip = address.align_offset(HUGE_PAGE);
-    // SAFETY: `skip` is less than HUGE_PAGE, so the sum stays inside the mapping made above.
+    let skip = PAGE + address.wrapping_add(PAGE).align_offset(HUGE_PAGE);
+    // SAFETY: `skip` is less than HUGE_PAGE + PAGE, so that the range [aligned, aligned + length) lies inside the mapping
+    // made above, with at least a page on both sides.
     let aligned = unsafe { address.add(skip) };
+    // SAFETY: as above; nothing else knows of the range.
+    if unsafe { libc::mprotect(aligned.cast(), length, libc::PROT_READ | libc::PROT_WRITE) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
     // Neither call's failure matters: without huge pages the guest is slower, with a dump it is larger.
     // SAFETY: the range [aligned, aligned + length) lies inside the mapping made above.
     unsafe {
@@ -140,6 +146,28 @@ mod tests {
     use vm_memory::Bytes;
 
     use super::*;
+
+    #[test]
+    fn what_lies_beside_guest_memory_cannot_be_touched() {
+        let memory = allocate(3 * 1024 + 512).unwrap();
+        let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+        let rights = |address: usize| {
+            let line = maps.lines().find(|line| {
+                let (start, end) = line.split(' ').next().unwrap().split_once('-').unwrap();
+                let number = |text| usize::from_str_radix(text, 16).unwrap();
+                (number(start)..number(end)).contains(&address)
+            });
+            line.map_or("nothing", |line| line.split(' ').nth(1).unwrap())
+        };
+        assert_eq!(memory.num_regions(), 2);
+        for region in memory.iter() {
+            let start = memory.get_host_address(region.start_addr()).unwrap() as usize;
+            let end = start + usize::try_from(region.len()).unwrap();
+            assert_eq!(start % HUGE_PAGE, 0);
+            assert_eq!((rights(start), rights(end - 1)), ("rw-p", "rw-p"));
+            assert_eq!((rights(start - 1), rights(end)), ("---p", "---p"));
+        }
+    }
 
     #[test]
     fn memory_leaves_the_hole_free() {

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use crate::control::transport::{self, Packet, TransportError};
 use crate::control::{Answer, Command, ExitReason, Message, Request};
 use crate::event::{Mailbox, Poller, set_nonblocking};
+use crate::jail::seccomp::{self, Thread};
 use crate::log::{describe, log};
 use crate::machine::Built;
 use metrics::{Facts, anonymous_bytes};
@@ -96,6 +97,7 @@ fn boot(control: &OwnedFd, origin: Origin) -> Result<Server<'_>, ExitReason> {
         let machine = Built::build(&config, fds, &notices).map_err(|error| failed(describe(&error)))?;
         let facts = Facts::new(origin, resident_before);
         let machine = machine.start().map_err(|error| failed(describe(&error)))?;
+        seccomp::tighten(Thread::Main);
         let mut server = Server::new(control, machine, poller, notices, facts);
         server.reply(message.id, Ok(Answer::Done));
         return Ok(server);

@@ -15,6 +15,7 @@ use super::owner::{Order, Owner, Reset};
 
 use super::{Device, QUEUE_TOKENS};
 use crate::event::{Event, EventFd, Mailbox, Poller};
+use crate::jail::seccomp::{self, Thread};
 use crate::machine::memory::GuestMemory;
 
 /// Owner of the inbox in the event loop; the devices count from 0.
@@ -28,7 +29,7 @@ enum Message {
 
 /// A thread's devices, before it starts.
 pub struct DeviceThread {
-    name: &'static str,
+    thread: Thread,
     poller: Poller,
     inbox: Arc<Mailbox<Message>>,
     devices: Vec<Owned>,
@@ -36,7 +37,7 @@ pub struct DeviceThread {
 
 impl std::fmt::Debug for DeviceThread {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("DeviceThread").field("name", &self.name).finish_non_exhaustive()
+        f.debug_struct("DeviceThread").field("thread", &self.thread).finish_non_exhaustive()
     }
 }
 
@@ -55,10 +56,10 @@ impl DeviceThread {
     ///
     /// # Errors
     /// When the process has no descriptors left.
-    pub fn new(name: &'static str) -> io::Result<Self> {
+    pub fn new(thread: Thread) -> io::Result<Self> {
         let (poller, inbox) = (Poller::new()?, Mailbox::new()?);
         poller.registrar(INBOX).add_readable(&*inbox, 0)?;
-        Ok(Self { name, poller, inbox, devices: Vec::new() })
+        Ok(Self { thread, poller, inbox, devices: Vec::new() })
     }
 
     /// Gives the thread a device; returns the device's registers. `completed` is called when the device is reset.
@@ -97,7 +98,8 @@ impl DeviceThread {
     /// When the host has no more threads.
     pub fn start(mut self, failed: impl FnOnce(io::Error) + Send + 'static) -> io::Result<Handle> {
         let inbox = Arc::clone(&self.inbox);
-        Builder::new().name(self.name.into()).spawn(move || {
+        Builder::new().name(self.thread.name().into()).spawn(move || {
+            seccomp::tighten(self.thread);
             if let Err(error) = self.run() {
                 failed(error);
             }

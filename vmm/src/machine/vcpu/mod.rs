@@ -15,6 +15,7 @@ use kvm_ioctls::VcpuFd;
 use super::bus::Bus;
 use super::exits::ExitCounters;
 use crate::control::ExitReason;
+use crate::jail::seccomp::{self, Thread};
 use crate::virtio::owner::Reset;
 use gate::{Gate, Passed};
 
@@ -97,6 +98,7 @@ impl Vcpus {
             shared.gate.enter();
             let gate = Arc::clone(&shared.gate);
             let spawned = Builder::new().name(format!("vcpu{id}")).spawn(move || {
+                seccomp::tighten(Thread::Vcpu);
                 run::run(vcpu, &shared);
                 shared.gate.leave();
             });

@@ -94,7 +94,7 @@ fn start_with(code: &[u8], in_flight: bool) -> Option<Bench> {
     let completed: Arc<dyn Fn() + Send + Sync> = Arc::new(move || look_again.look_again());
     let (in_flight, landed) = (Arc::new(AtomicBool::new(in_flight)), Arc::new(EventFd::new().unwrap()));
     let busy = Busy { in_flight: Arc::clone(&in_flight), landed: Arc::clone(&landed) };
-    let mut thread = DeviceThread::new("busy").unwrap();
+    let mut thread = DeviceThread::new(crate::jail::seccomp::Thread::Sockets).unwrap();
     let window = thread.add(Box::new(busy), &memory, &completed).unwrap();
     thread.start(|error| panic!("{error}")).unwrap();
     let (sender, events) = channel();

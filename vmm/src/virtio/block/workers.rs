@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::Builder;
 
+use crate::jail::seccomp::{self, Thread};
 use crate::sync::lock;
 
 /// Most threads a disk: requests that wait for it at the same time.
@@ -58,7 +59,10 @@ impl<T: Send + 'static> Workers<T> {
             return;
         }
         let shared = Arc::clone(&self.shared);
-        match Builder::new().name(self.name.into()).spawn(move || run(&shared)) {
+        match Builder::new().name(self.name.into()).spawn(move || {
+            seccomp::inherit(Thread::Disks);
+            run(&shared);
+        }) {
             Ok(_) => self.threads += 1,
             Err(_) if self.threads > 0 => {}
             Err(_) => {

@@ -16,10 +16,10 @@ pub const OFFLOAD_TSO6: u32 = 4;
 /// `TUN_F_TSO_ECN`: also with ECN bits.
 pub const OFFLOAD_TSO_ECN: u32 = 8;
 
-const TUNSETOFFLOAD: libc::c_ulong = 0x4004_54d0;
-const TUNGETIFF: libc::c_ulong = 0x8004_54d2;
-const TUNSETVNETHDRSZ: libc::c_ulong = 0x4004_54d8;
-const TUNSETVNETLE: libc::c_ulong = 0x4004_54dc;
+pub(crate) const TUNSETOFFLOAD: libc::c_ulong = 0x4004_54d0;
+pub(crate) const TUNGETIFF: libc::c_ulong = 0x8004_54d2;
+pub(crate) const TUNSETVNETHDRSZ: libc::c_ulong = 0x4004_54d8;
+pub(crate) const TUNSETVNETLE: libc::c_ulong = 0x4004_54dc;
 
 const IFF_TAP: i16 = 0x0002;
 const IFF_NO_PI: i16 = 0x1000;
@@ -58,7 +58,7 @@ impl Tap {
     }
 
     /// A socket in the place of a tap.
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     pub fn stand_in(socket: std::os::unix::net::UnixDatagram) -> Self {
         Self(std::os::fd::OwnedFd::from(socket).into())
     }

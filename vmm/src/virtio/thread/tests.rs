@@ -78,7 +78,7 @@ impl Bench {
             in_flight: Arc::clone(&in_flight),
             landed: Arc::clone(&landed),
         };
-        let mut thread = DeviceThread::new("probe").unwrap();
+        let mut thread = DeviceThread::new(crate::jail::seccomp::Thread::Sockets).unwrap();
         let completed_in = std::sync::Mutex::new(completed_in);
         let tell: Arc<dyn Fn() + Send + Sync> =
             Arc::new(move || completed_in.lock().unwrap().send(()).unwrap());
