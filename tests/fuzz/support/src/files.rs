@@ -1,0 +1,32 @@
+//! Files of a test case, in memory and away from everybody else's.
+
+use std::path::{Path, PathBuf};
+
+/// A directory of this process's own on a file system in memory.
+#[derive(Debug)]
+pub struct Scratch(PathBuf);
+
+impl Scratch {
+    /// An empty directory for the target `name`.
+    #[must_use]
+    pub fn new(name: &str) -> Self {
+        let path = Path::new("/dev/shm").join(format!("ravelin-fuzz-{name}-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&path);
+        std::fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+
+    /// Its path.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// Writes a file in it and returns its path.
+    #[must_use]
+    pub fn write(&self, name: &str, bytes: &[u8]) -> PathBuf {
+        let path = self.0.join(name);
+        std::fs::write(&path, bytes).unwrap();
+        path
+    }
+}
