@@ -12,6 +12,8 @@ mod density;
 mod dns;
 mod exec;
 mod failures;
+#[path = "../hostile/mod.rs"]
+mod hostile;
 mod images;
 mod kvm;
 mod lifecycle;

@@ -59,7 +59,7 @@ pub(super) const CALLS: &[Row] = &[
     // The control socket and its descriptors; the balloon's and statistics' counters.
     Row(SYS_recvmsg, &[Main, Sockets], Always),
     Row(SYS_sendmsg, &[Main, Sockets], Always),
-    Row(SYS_fcntl, &[Main], OneOf(1, &[F_SETFD as u32])),
+    Row(SYS_fcntl, &[Main], OneOf(1, &[F_SETFD as u32, F_GETFL as u32, F_SETFL as u32])),
     Row(SYS_pread64, &[Main], Always),
     // Kicks the processors.
     Row(SYS_getpid, &[Main], Always),
