@@ -13,6 +13,7 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 
 use crate::config::ConfigError;
+use crate::rootfs::confined::{self, ConfineError};
 use crate::spec::SpecError;
 
 /// Why the program ends with an error.
@@ -56,6 +57,9 @@ pub enum CliError {
     /// Another shim serves this sandbox.
     #[error("a shim for the sandbox {0} is already running")]
     Running(String),
+    /// A program that runs only confined.
+    #[error("the program could not be confined")]
+    Confine(#[from] ConfineError),
     /// Something else the system refused.
     #[error("cannot {what}")]
     System {
@@ -93,6 +97,10 @@ Runs each Kubernetes pod in a KVM virtual machine of its own. Started by contain
 /// # Errors
 /// One sentence with its causes, for the standard error output, which containerd shows to the user.
 pub fn run(arguments: &[String]) -> Result<(), CliError> {
+    if arguments.first().is_some_and(|first| first == confined::ACTION) {
+        // As they are: a path need not be text.
+        return Ok(confined::run(std::env::args_os().skip(2)).map(|never| match never {})?);
+    }
     let args = Args::parse(arguments)?;
     if args.help {
         return print(HELP.as_bytes());

@@ -3,7 +3,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, fchown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -12,8 +12,10 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use rustix::thread::{UnshareFlags, unshare_unsafe};
 
 use super::RootfsError;
+use super::confined::{self, Confined};
 use crate::node_lock::NodeLock;
 
 /// Sizes of images are multiples of this many bytes.
@@ -31,6 +33,8 @@ const MAX_DEPTH: usize = 64;
 const LAST_MOMENT: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 /// Free bytes below which a failure is put down to the full disk.
 const FULL: u64 = 1 << 20;
+/// Bytes by which a layer image may be longer than its file system has room for when it is begun: others may make room.
+const HOPE: u64 = 1 << 30;
 
 /// Makes an EROFS image of `directory` at `image`, which must not be taken for whole before this returns.
 ///
@@ -44,11 +48,9 @@ pub(super) fn erofs(
     lock: &NodeLock,
     patience: Duration,
 ) -> Result<(), RootfsError> {
-    create(image)?;
-    let mut command = Command::new("mkfs.erofs");
-    command.args(["--quiet", "--preserve-mtime", "-U", uuid]).arg(image).arg(directory);
-    let tool = Tool { name: "mkfs.erofs", package: "erofs-utils", about: directory, image };
-    tool.run(command, lock, patience).map_err(|error| match error {
+    let program = find("mkfs.erofs").ok_or(MKFS_EROFS.missing())?;
+    let arguments = ["--quiet", "--preserve-mtime", "-U", uuid, confined::IMAGE, confined::LAYER];
+    confine(&program, &arguments, directory, image, lock, patience).map_err(|error| match error {
         RootfsError::Tool { .. } => find_longest_name(directory, 0).map_or(error, |path| {
             RootfsError::NotSupported(format!(
                 "a file name of {LONGEST_NAME} bytes, which this node's mkfs.erofs cannot take: {}",
@@ -56,11 +58,42 @@ pub(super) fn erofs(
             ))
         }),
         other => other,
-    })?;
+    })
+}
+
+/// Has `program` make `image` of `directory`, confined: both have strangers' content to deal with.
+pub(super) fn confine(
+    program: &Path,
+    arguments: &[&str],
+    directory: &Path,
+    image: &Path,
+    lock: &NodeLock,
+    patience: Duration,
+) -> Result<(), RootfsError> {
+    let file = create(image)?;
     let failed = |source| RootfsError::file("finish the layer image", image)(source);
-    let file = OpenOptions::new().write(true).open(image).map_err(failed)?;
+    fchown(&file, Some(confined::USER), Some(confined::USER)).map_err(failed)?;
+    let confined = Confined {
+        program: program.to_owned(),
+        arguments: arguments.iter().map(Into::into).collect(),
+        layer: directory.to_owned(),
+        image: image.to_owned(),
+        file_bytes: free_bytes(image).map_err(failed)?.saturating_add(HOPE),
+        // Newer versions work in two threads.
+        seconds: patience.as_secs().saturating_add(1).saturating_mul(2),
+    };
+    MKFS_EROFS.run(confined.command(), directory, image, lock, patience)?;
+    fchown(&file, Some(0), Some(0)).map_err(failed)?;
     let length = file.metadata().map_err(failed)?.len();
     file.set_len(length.next_multiple_of(PAGE).max(PAGE)).map_err(failed)
+}
+
+/// Where a program is.
+fn find(name: &str) -> Option<PathBuf> {
+    let runs = |path: &PathBuf| {
+        path.metadata().is_ok_and(|metadata| metadata.is_file() && metadata.permissions().mode() & 0o111 != 0)
+    };
+    PATH.split(':').map(|directory| Path::new(directory).join(name)).find(runs)
 }
 
 /// Makes a sparse ext4 image of `bytes` bytes at `image`: no journal, since nobody reads it after its machine is gone;
@@ -75,7 +108,7 @@ pub(super) fn ext4(image: &Path, bytes: u64, lock: &NodeLock, patience: Duration
         .args(["-O", "^has_journal,^metadata_csum,^resize_inode,^64bit,uninit_bg,sparse_super2"])
         .args(["-E", "num_backup_sb=0,root_owner=0:0,lazy_itable_init=1"])
         .arg(image);
-    Tool { name: "mkfs.ext4", package: "e2fsprogs", about: image, image }.run(command, lock, patience)
+    MKFS_EXT4.run(command, image, image, lock, patience)
 }
 
 /// A file whose name is as long as a name can be: mkfs.erofs 1.5 cuts such names and then misses the file.
@@ -102,55 +135,68 @@ fn create(image: &Path) -> Result<File, RootfsError> {
 }
 
 /// A program that makes an image.
-struct Tool<'a> {
+struct Tool {
     name: &'static str,
     /// The package that has it.
     package: &'static str,
-    /// What it makes the image from, or the image.
-    about: &'a Path,
-    image: &'a Path,
+    /// It is the first of a process namespace: with it end all that it may have begun.
+    alone: bool,
 }
 
-impl Tool<'_> {
-    fn run(&self, mut command: Command, lock: &NodeLock, patience: Duration) -> Result<(), RootfsError> {
+const MKFS_EROFS: Tool = Tool { name: "mkfs.erofs", package: "erofs-utils", alone: true };
+const MKFS_EXT4: Tool = Tool { name: "mkfs.ext4", package: "e2fsprogs", alone: false };
+
+impl Tool {
+    /// Runs the program. `about` is what it makes the image from, or the image.
+    fn run(
+        &self,
+        mut command: Command,
+        about: &Path,
+        image: &Path,
+        lock: &NodeLock,
+        patience: Duration,
+    ) -> Result<(), RootfsError> {
         let lock = lock.as_raw_fd();
+        let failed = |source| RootfsError::File { what: "run", path: self.name.into(), source };
+        let (heard, said) = io::pipe().map_err(failed)?;
         command.env_clear().env("PATH", PATH).current_dir("/");
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
-        // SAFETY: between fork and exec the closure calls only prctl and fcntl with plain integers; both are
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(said);
+        // SAFETY: between fork and exec the closure calls only prctl, close_range and fcntl with plain integers; all are
         // async-signal-safe.
         unsafe {
             command.pre_exec(move || {
                 libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+                // Whatever a library may have left open.
+                libc::syscall(libc::SYS_close_range, 3, u32::MAX, libc::CLOSE_RANGE_CLOEXEC);
                 // The program inherits the lock.
                 if libc::fcntl(lock, libc::F_SETFD, 0) < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
             });
         }
-        let failed = |source| RootfsError::File { what: "run", path: self.name.into(), source };
-        let mut child = command.spawn().map_err(|source| match source.kind() {
-            io::ErrorKind::NotFound => RootfsError::MissingTool { tool: self.name, package: self.package },
+        let words = listen(heard).map_err(failed)?;
+        let status = if self.alone { run_alone(command, patience) } else { run_within(command, patience) };
+        let status = status.map_err(|source| match source.kind() {
+            io::ErrorKind::NotFound => self.missing(),
             _ => failed(source),
         })?;
-        let words = child.stderr.take().map(listen).transpose().map_err(|error| {
-            // Nobody would wait for it.
-            let _ = child.kill();
-            let _ = child.wait();
-            failed(error)
-        })?;
-        let Some(status) = end_within(&mut child, patience).map_err(failed)? else {
-            return Err(RootfsError::TooLong { what: self.name, path: self.about.to_owned(), patience });
+        let Some(status) = status else {
+            return Err(RootfsError::TooLong { what: self.name, path: about.to_owned(), patience });
         };
         if status.success() {
             return Ok(());
         }
-        if is_full(self.image) {
-            return Err(RootfsError::DiskFull { path: self.image.to_owned() });
+        if is_full(image) {
+            return Err(RootfsError::DiskFull { path: image.to_owned() });
         }
-        let words = words.and_then(|words| words.join().ok()).unwrap_or_default();
+        let words = words.join().unwrap_or_default();
         let words = String::from_utf8_lossy(&words);
         let last = words.lines().map(str::trim).rfind(|line| !line.is_empty()).unwrap_or("it said nothing");
         let message: String = last.chars().filter(|c| !c.is_control()).take(MAX_MESSAGE).collect();
         let message = format!("{message} ({status})");
-        Err(RootfsError::Tool { tool: self.name, path: self.about.to_owned(), message })
+        Err(RootfsError::Tool { tool: self.name, path: about.to_owned(), message })
+    }
+
+    const fn missing(&self) -> RootfsError {
+        RootfsError::MissingTool { tool: self.name, package: self.package }
     }
 }
 
@@ -163,6 +209,28 @@ fn listen(mut said: impl Read + Send + 'static) -> io::Result<JoinHandle<Vec<u8>
         let _ = io::copy(&mut said, &mut io::sink());
         kept
     })
+}
+
+/// [`run_within`], as the first process of a process namespace.
+fn run_alone(command: Command, patience: Duration) -> io::Result<Option<ExitStatus>> {
+    let run = || {
+        // SAFETY: the flag parts no descriptors. It concerns what this thread begins from now on, and the thread begins
+        // nothing else; nor does it end before the program, whose end its own would be.
+        unsafe { unshare_unsafe(UnshareFlags::NEWPID) }?;
+        run_within(command, patience)
+    };
+    thread::scope(|scope| {
+        let thread = thread::Builder::new().name("alone".to_owned()).spawn_scoped(scope, run)?;
+        thread.join().unwrap_or_else(|_| Err(io::Error::other("the thread that runs it broke off")))
+    })
+}
+
+/// Runs a program and waits for its end. `None` if it did not come in time: the program is killed then.
+fn run_within(mut command: Command, patience: Duration) -> io::Result<Option<ExitStatus>> {
+    let mut child = command.spawn()?;
+    // With it goes our copy of the descriptor that the program speaks through.
+    drop(command);
+    end_within(&mut child, patience)
 }
 
 /// Waits for a program's end. `None` if it did not come in time: the program is killed then, and gone unless the disk
@@ -197,8 +265,13 @@ fn end_within(child: &mut Child, patience: Duration) -> io::Result<Option<ExitSt
 
 /// Whether the file system of a file has no space left.
 pub(super) fn is_full(file: &Path) -> bool {
-    let directory = file.parent().unwrap_or(file);
-    rustix::fs::statvfs(directory).is_ok_and(|stat| stat.f_bavail.saturating_mul(stat.f_frsize) < FULL)
+    free_bytes(file).is_ok_and(|bytes| bytes < FULL)
+}
+
+/// Bytes that are free, for others than root, on the file system of a file.
+fn free_bytes(file: &Path) -> io::Result<u64> {
+    let stat = rustix::fs::statvfs(file.parent().unwrap_or(file))?;
+    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 
 #[cfg(test)]
@@ -210,10 +283,10 @@ mod tests {
     fn a_program_that_does_not_end_is_ended_and_named() {
         let dir = tempfile::tempdir().unwrap();
         let lock = node_lock::acquire(dir.path(), "a", Duration::ZERO).unwrap();
-        let tool = Tool { name: "sleep", package: "coreutils", about: dir.path(), image: dir.path() };
+        let tool = Tool { name: "sleep", package: "coreutils", alone: false };
         let mut command = Command::new("sleep");
         command.arg("1000");
-        let error = tool.run(command, &lock, Duration::from_millis(50)).unwrap_err();
+        let error = tool.run(command, dir.path(), dir.path(), &lock, Duration::from_millis(50)).unwrap_err();
         assert!(error.to_string().starts_with("sleep "), "{error}");
         assert!(error.to_string().contains("took more than 0 s (layer_seconds"), "{error}");
         // With the program goes its copy of the lock.
@@ -225,10 +298,13 @@ mod tests {
     fn a_program_that_fails_is_quoted() {
         let dir = tempfile::tempdir().unwrap();
         let lock = node_lock::acquire(dir.path(), "a", Duration::ZERO).unwrap();
-        let tool = Tool { name: "sh", package: "dash", about: dir.path(), image: dir.path() };
+        let tool = Tool { name: "sh", package: "dash", alone: false };
         let mut command = Command::new("sh");
         command.args(["-c", "head -c 200000 /dev/zero >&2; echo 'no more' >&2; exit 3"]);
-        let error = tool.run(command, &lock, Duration::from_secs(60)).unwrap_err().to_string();
+        let error = tool
+            .run(command, dir.path(), dir.path(), &lock, Duration::from_secs(60))
+            .unwrap_err()
+            .to_string();
         assert!(error.starts_with("sh cannot make") && error.ends_with("(exit status: 3)"), "{error}");
     }
 }

@@ -6,6 +6,7 @@
 
 mod build;
 mod collect;
+pub mod confined;
 mod identity;
 mod mounts;
 mod place;
