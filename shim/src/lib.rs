@@ -34,3 +34,11 @@ pub mod task;
 #[cfg(test)]
 mod testing;
 pub mod volumes;
+
+/// What only fuzz targets reach.
+#[cfg(fuzzing)]
+pub mod fuzzing {
+    pub use containerd_shim_protos::cgroups_v2::metrics::Metrics;
+
+    pub use crate::cli::fuzzing::parse_bootstrap;
+}

@@ -9,6 +9,12 @@ mod start;
 
 pub use args::{Args, ArgsError};
 
+/// What only fuzz targets reach.
+#[cfg(fuzzing)]
+pub mod fuzzing {
+    pub use super::bootstrap::parse as parse_bootstrap;
+}
+
 use std::io::{self, Write};
 use std::path::PathBuf;
 
