@@ -368,7 +368,7 @@ class EndToEnd(Case):
         self.copy("host/e2e", "host/lib.sh", "host/share", "host/summary")
         self.script("tests/host/run", HOST)
         self.write("tests/e2e/both-containerds", "m::one\n")
-        self.script("target/dist/usr/local/libexec/ravelin/e2e-tests", "#!/bin/sh\nprintf 'm::%s: test\\n' one two three\n")
+        self.script("target/dist/usr/local/libexec/ravelin/e2e-tests", "#!/bin/sh\nprintf 'm::%s: test\\n' one two three four five six seven eight\n")
         (self.root / "target/host").mkdir()
         self.write("plan", json.dumps(plan))
         return self.call(self.root / "tests/host/e2e", *arguments, **environment)
@@ -405,6 +405,14 @@ class EndToEnd(Case):
         self.assertEqual((done.returncode, last(done)), (1, "test result: FAILED. 4 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out"))
         self.assertIn("the run on 1.6 ended with status 125", done.stderr)
         self.assertIn("1.6: no verdict", done.stderr)
+
+    def test_whole_runs_every_test_on_both_versions_and_no_host_without_tests(self):
+        done = self.run_on(self.passes(), "--whole")
+        self.assertEqual((done.returncode, last(done)), (0, "test result: ok. 4 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out"))
+        self.assertIn("containerd 1.6: 8 tests", done.stderr)
+        # All of its tests are on the other host: without names the program would run them once more.
+        self.assertEqual(self.calls(), ["1.6 1", "2.3-a 1"])
+        self.assertIn("12.5 s m::1.6", done.stderr)
 
     def test_chosen_tests_run_on_both_versions_or_on_the_named_ones(self):
         plan = {"1.6": [{"says": closing(1)}], "2.3": [{"says": closing(1)}]}
