@@ -46,6 +46,21 @@ fn path(name: &str) -> Result<PathBuf> {
     Ok(path)
 }
 
+/// What only fuzz targets reach.
+#[cfg(fuzzing)]
+pub mod fuzzing {
+    use super::{PathBuf, Result};
+
+    /// The file of a sysctl.
+    ///
+    /// # Errors
+    ///
+    /// When it is no name of one.
+    pub fn path(name: &str) -> Result<PathBuf> {
+        super::path(name)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::path::Path;

@@ -206,6 +206,23 @@ fn assemble(rules: &[Rule]) -> Vec<Instruction> {
     program
 }
 
+/// What only fuzz targets reach.
+#[cfg(fuzzing)]
+pub mod fuzzing {
+    use super::{LinuxDeviceCgroup, Result, assemble, complete};
+
+    /// The program for a spec's rules and disks of these major numbers: code, registers, offset and immediate of each
+    /// instruction.
+    ///
+    /// # Errors
+    ///
+    /// When a rule is malformed.
+    pub fn program(rules: &[LinuxDeviceCgroup], disks: &[i32]) -> Result<Vec<(u8, u8, i16, i32)>> {
+        let steps = assemble(&complete(rules, disks)?);
+        Ok(steps.iter().map(|step| (step.code, step.registers, step.offset, step.immediate)).collect())
+    }
+}
+
 /// `bpf(2)`'s argument for loading a program, as far as it is used here.
 #[repr(C)]
 struct LoadArgument {

@@ -35,6 +35,16 @@ pub use create::create;
 pub use exec::{delete_exec, exec, start_exec};
 pub use limits::limit;
 
+/// What only fuzz targets reach.
+#[cfg(fuzzing)]
+pub mod fuzzing {
+    pub use super::destinations::prepare;
+    pub use super::devices::fuzzing::program;
+    pub use super::mounts::Source;
+    pub use super::spec::{Completed, Guest, complete, complete_process};
+    pub use super::tree::Tree;
+}
+
 /// A container.
 #[derive(Debug)]
 pub struct Container {
