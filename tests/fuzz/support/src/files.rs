@@ -7,10 +7,11 @@ use std::path::{Path, PathBuf};
 pub struct Scratch(PathBuf);
 
 impl Scratch {
-    /// An empty directory for the target `name`.
+    /// An empty directory for the target `name`, where the environment's `FUZZ_SCRATCH` says.
     #[must_use]
     pub fn new(name: &str) -> Self {
-        let path = Path::new("/dev/shm").join(format!("ravelin-fuzz-{name}-{}", std::process::id()));
+        let root = std::env::var_os("FUZZ_SCRATCH").unwrap_or_else(|| "/dev/shm".into());
+        let path = Path::new(&root).join(format!("ravelin-fuzz-{name}-{}", std::process::id()));
         let _ = std::fs::remove_dir_all(&path);
         std::fs::create_dir_all(&path).unwrap();
         Self(path)
