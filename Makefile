@@ -82,6 +82,7 @@ critest: dist host
 
 lint: deps
 	$(CARGO) fmt --all --check
+	@for crate in */fuzz/Cargo.toml tests/fuzz/support/Cargo.toml; do $(CARGO) fmt --check --manifest-path $$crate || exit 1; done
 	$(CARGO) clippy --workspace --all-targets --all-features -- -D warnings
 	@$(CARGO) deny --version > /dev/null 2>&1 || $(CARGO) install --locked cargo-deny
 	$(CARGO) deny check bans licenses sources
