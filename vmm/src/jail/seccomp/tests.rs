@@ -96,6 +96,18 @@ fn in_a_process_of_its_own() {
         match what {
             "nothing" => drop(vec![0; 1 << 20]),
             "a thread" => std::thread::spawn(|| {}).join().unwrap(),
+            "many threads" => {
+                let all = std::sync::Arc::new(std::sync::Barrier::new(24));
+                for _ in 1..24 {
+                    let all = std::sync::Arc::clone(&all);
+                    std::thread::spawn(move || {
+                        let mine = vec![1_u8; 1000];
+                        all.wait();
+                        drop(mine);
+                    });
+                }
+                all.wait();
+            }
             "socket" => _ = libc::socket(libc::AF_VSOCK, libc::SOCK_STREAM, 0),
             "unshare" => _ = libc::unshare(libc::CLONE_NEWUSER | libc::CLONE_NEWNET),
             "open" => _ = libc::open(c"/".as_ptr(), libc::O_RDONLY),
@@ -134,6 +146,8 @@ fn a_thread_may_do_what_it_is_for() {
         (Thread::Vcpu, "nothing"),
         (Thread::Setup, "a thread"),
         (Thread::Disks, "a thread"),
+        (Thread::Setup, "many threads"),
+        (Thread::Disks, "many threads"),
         (Thread::Setup, "run a processor"),
         (Thread::Vcpu, "run a processor"),
         (Thread::Disks, "clone3"),
