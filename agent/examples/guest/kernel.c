@@ -3,12 +3,14 @@
 //   kernel sockets    sockets of the families and protocols that programs ask for
 //   kernel links      makes network interfaces of every kind, and removes them (CAP_NET_ADMIN)
 //   kernel calls32    the calls of a 32-bit program that the kernel says it does not have
+//   kernel lift       takes the device rules off the cgroup that it sees (CAP_SYS_ADMIN)
 //   kernel files32    whether a 32-bit program can ask about files of every layer, and whether their numbers differ
 //
 // A 64-bit program reaches the 32-bit calls through interrupt 0x80.
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/bpf.h>
 #include <linux/if_link.h>
 #include <linux/if_tunnel.h>
 #include <linux/rtnetlink.h>
@@ -25,6 +27,19 @@
 
 static void said(const char *name, long result) {
 	printf("%s: %s\n", name, result < 0 ? strerror(errno) : "ok");
+}
+
+static void lift(void) {
+	int cgroup = open("/sys/fs/cgroup", O_RDONLY);
+	__u32 ids[16] = { 0 };
+	union bpf_attr query = { .query = { .target_fd = cgroup, .attach_type = BPF_CGROUP_DEVICE, .prog_ids = (__u64)ids, .prog_cnt = 16 } };
+	said("query", syscall(SYS_bpf, BPF_PROG_QUERY, &query, sizeof query));
+	for (__u32 i = 0; i < query.query.prog_cnt && i < 16; i++) {
+		union bpf_attr by_id = { .prog_id = ids[i] };
+		int program = syscall(SYS_bpf, BPF_PROG_GET_FD_BY_ID, &by_id, sizeof by_id);
+		union bpf_attr detach = { .target_fd = cgroup, .attach_bpf_fd = program, .attach_type = BPF_CGROUP_DEVICE };
+		said("lift", syscall(SYS_bpf, BPF_PROG_DETACH, &detach, sizeof detach));
+	}
 }
 
 static void sockets(void) {
@@ -160,7 +175,8 @@ static void files32(void) {
 
 int main(int count, char **words) {
 	const char *what = count > 1 ? words[1] : "";
-	if (!strcmp(what, "sockets")) sockets();
+	if (!strcmp(what, "lift")) lift();
+	else if (!strcmp(what, "sockets")) sockets();
 	else if (!strcmp(what, "links")) links();
 	else if (!strcmp(what, "calls32")) calls32();
 	else if (!strcmp(what, "files32")) files32();

@@ -56,10 +56,36 @@ const DEFAULTS: [(u32, Option<i32>, Option<i32>, u32); 10] = [
 ///
 /// When a rule is malformed or the kernel refuses the program.
 pub fn enforce(cgroup: &Path, rules: &[LinuxDeviceCgroup]) -> Result<()> {
-    let program = assemble(&complete(rules, &disk_majors())?);
+    put_in_force(cgroup, &assemble(&complete(rules, &disk_majors())?))
+}
+
+fn put_in_force(cgroup: &Path, program: &[Instruction]) -> Result<()> {
     let directory = fs::File::open(cgroup).attempt(|| format!("open cgroup {}", cgroup.display()))?;
-    let loaded = load(&program).attempt(|| format!("load the device rules of {}", cgroup.display()))?;
+    let loaded = load(program).attempt(|| format!("load the device rules of {}", cgroup.display()))?;
     attach(&directory, &loaded).attempt(|| format!("attach the device rules of {}", cgroup.display()))
+}
+
+/// Keeps all cgroups below one from the guest's own disks, whatever rules they have themselves: the kernel asks the programs
+/// of the cgroups above as well, and no container reaches one above its own, to take a program away, whatever its capabilities.
+///
+/// # Errors
+///
+/// When the kernel refuses the program.
+pub fn keep_from_disks(cgroup: &Path) -> Result<()> {
+    let everything = Rule { allow: true, kind: None, major: None, minor: None, access: ALL };
+    let rules: Vec<Rule> = std::iter::once(everything).chain(disks(&disk_majors())).collect();
+    put_in_force(cgroup, &assemble(&rules))
+}
+
+/// Rules that refuse to read and write disks.
+fn disks(majors: &[i32]) -> impl Iterator<Item = Rule> {
+    majors.iter().map(|&major| Rule {
+        allow: false,
+        kind: Some(BLOCK),
+        major: Some(major),
+        minor: None,
+        access: READ | WRITE,
+    })
 }
 
 /// Major numbers of the disks the machine gives the guest: virtio disks and their higher partitions.
@@ -92,13 +118,7 @@ fn complete(spec: &[LinuxDeviceCgroup], disks: &[i32]) -> Result<Vec<Rule>> {
         minor,
         access,
     }));
-    rules.extend(disks.iter().map(|&major| Rule {
-        allow: false,
-        kind: Some(BLOCK),
-        major: Some(major),
-        minor: None,
-        access: READ | WRITE,
-    }));
+    rules.extend(self::disks(disks));
     Ok(rules)
 }
 

@@ -4,7 +4,7 @@ pub mod cgroup;
 mod cgroup_tree;
 mod create;
 mod destinations;
-mod devices;
+pub mod devices;
 mod exec;
 mod limits;
 mod mount_options;

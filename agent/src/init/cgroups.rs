@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 
+use crate::container::devices;
 use crate::error::{Attempt, Result};
 use crate::{log, paths};
 
@@ -24,6 +25,7 @@ pub(super) fn prepare() -> Result<()> {
     fs::write(format!("{}/cgroup.procs", paths::AGENT_CGROUP), "0")
         .attempt(|| "move the agent to its cgroup".to_owned())?;
     enable_controllers(Path::new(paths::POD_CGROUP))?;
+    devices::keep_from_disks(Path::new(paths::POD_CGROUP))?;
 
     // Best effort from here: without these limits containers still run.
     set(paths::AGENT_CGROUP, "memory.min", AGENT_MEMORY);

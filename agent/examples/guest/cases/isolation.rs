@@ -55,6 +55,21 @@ pub async fn devices(client: Client) {
     assert!(!out.contains("READ"), "{out}");
 }
 
+/// One that may do everything in its guest takes its device rules away. The disks stay out of its reach.
+pub async fn lifted_device_rules(client: Client) {
+    let script = "kernel lift; mknod /k c 1 11 && echo '<7>lifted' > /k && echo other devices; \
+        for major in 254 259; do for minor in 0 1 2 16 17; do mknod /b b $major $minor && \
+        dd if=/b of=/dev/null bs=512 count=1 && echo READ $major $minor; rm -f /b; done; done";
+    let mut all = spec(&["sh", "-c", script]);
+    let capabilities = json!(["CAP_SYS_ADMIN", "CAP_MKNOD", "CAP_SYSLOG", "CAP_DAC_OVERRIDE"]);
+    for set in ["bounding", "effective", "permitted"] {
+        all["process"]["capabilities"][set] = capabilities.clone();
+    }
+    let (_, out, err) = Container::create(&client, "lift", all).await.unwrap().finish().await;
+    assert_eq!(out, "query: ok\nlift: ok\nother devices\n", "{err}");
+    assert!(err.contains("Operation not permitted"), "{err}");
+}
+
 pub async fn privileged_devices(client: Client) {
     // The node's numbers, which mean other devices here or none.
     let listed = json!([{"path": "/dev/null", "type": "c", "major": 99, "minor": 99},

@@ -72,6 +72,7 @@ pub fn run() {
         isolation::readonly,
         isolation::devices,
         isolation::privileged_devices,
+        isolation::lifted_device_rules,
         isolation::cgroup_boundary,
         isolation::cgroups_without_end,
         isolation::tight_seccomp,
