@@ -21,6 +21,7 @@ pub mod logging;
 pub mod machine;
 pub mod network;
 pub mod node_lock;
+pub mod privileges;
 pub mod process;
 pub mod rootfs;
 pub mod sandbox;

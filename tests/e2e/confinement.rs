@@ -61,6 +61,21 @@ fn every_thread_of_a_machine_has_lost_all_it_does_not_need() {
     }
 }
 
+#[test]
+fn the_shim_keeps_of_roots_rights_what_it_uses() {
+    let Some(host) = Host::shared_with_ravelin() else { return };
+    let pod = host.common_pod();
+    let shim = pod.process("containerd-shim-ravelin-v2").expect("a shim serves the pod");
+    for (name, thread) in threads(&Path::new("/proc").join(shim.to_string())) {
+        let status = status(&thread);
+        for set in ["CapPrm", "CapEff", "CapBnd"] {
+            // CHOWN, DAC_OVERRIDE, DAC_READ_SEARCH, KILL, SETGID, SETUID, SETPCAP, NET_ADMIN, SYS_ADMIN, SYS_RESOURCE.
+            assert_eq!(status[set], "00000000012011e7", "{name}: {set}");
+        }
+        assert_eq!(status["NoNewPrivs"], "1", "{name}");
+    }
+}
+
 /// Whoever took a thread over would begin with a call that it never makes.
 #[test]
 fn a_machine_that_makes_a_forbidden_call_ends_and_the_log_says_which_it_was() {

@@ -15,6 +15,7 @@ use crate::config::Config;
 use crate::error::chain;
 use crate::events::Publisher;
 use crate::logging;
+use crate::privileges;
 use crate::sandbox::remains;
 use crate::service::Service;
 use crate::state::{self, ProcessRef, State, StateDir};
@@ -31,6 +32,8 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
     logging::init(Path::new("log"), args.debug);
     std::panic::set_hook(Box::new(|panic| tracing::error!("the shim failed: {panic}")));
     raise_descriptor_limit();
+    privileges::give_up()
+        .map_err(CliError::system("give up what the shim does not need of root's rights"))?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(16)
