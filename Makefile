@@ -57,7 +57,8 @@ dist: kernel initramfs
 	@tests/host/make-dist $(target) target/dist
 
 e2e-binary: dist
-	@tests/host/make-e2e target/dist
+	$(agent-build) --example hostile-agent
+	@tests/host/make-e2e target/dist $(target)/$(static)/release/examples/hostile-agent
 
 # The tests of the tests' scripts, and Rust's: the second run when the first fail.
 test-unit: deps

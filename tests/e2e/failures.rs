@@ -212,7 +212,7 @@ impl Drop for Busy {
     }
 }
 
-fn time(work: impl FnOnce()) -> Duration {
+pub fn time(work: impl FnOnce()) -> Duration {
     let since = Instant::now();
     work();
     since.elapsed()

@@ -25,7 +25,11 @@ fn an_exec_on_a_terminal_sees_its_size_and_each_new_size() {
     // Only when it asks for the next line has the shell put the terminal into its own mode; a ^D that came before, while the
     // line discipline still made lines, would be lost.
     eventually("the shell prompts", || {
-        shell.heard().rsplit_once("interrupted 42").is_some_and(|(_, after)| after.contains("# ")).then_some(())
+        shell
+            .heard()
+            .rsplit_once("interrupted 42")
+            .is_some_and(|(_, after)| after.contains("# "))
+            .then_some(())
     });
     shell.send("\x04");
     shell.finish();

@@ -216,7 +216,7 @@ pub fn resets(device: Device) -> Vec<Op> {
 pub fn notifications() -> Vec<Op> {
     let mut ops: Vec<_> = DEVICES.iter().flat_map(|device| device.set_up(16)).collect();
     for _ in 0..2000 {
-        ops.push(drawn(Write32, WINDOWS + QUEUE_NOTIFY, 7 * WINDOW & !0xfff, 0, 3));
+        ops.push(drawn(Write32, WINDOWS + QUEUE_NOTIFY, (7 * WINDOW) & !0xfff, 0, 3));
     }
     ops.push(drawn(Write32, WINDOWS + QUEUE_NOTIFY, 0x7000, 0, ANY));
     ops
