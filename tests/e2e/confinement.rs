@@ -49,6 +49,10 @@ fn every_thread_of_a_machine_has_lost_all_it_does_not_need() {
 
     let cgroup = fs::read_to_string(process.join("cgroup")).unwrap();
     assert!(cgroup.contains(&pod.uid), "{cgroup}");
+    if let Some(path) = cgroup.lines().find_map(|line| line.strip_prefix("0::/")) {
+        let most = fs::read_to_string(Path::new("/sys/fs/cgroup").join(path).join("pids.max")).unwrap();
+        assert_eq!(most, "33\n");
+    }
     assert_eq!(fs::read_dir(process.join("root")).unwrap().count(), 0, "its root is not empty");
     let maps = fs::read_to_string(process.join("maps")).unwrap();
     for line in maps.lines() {

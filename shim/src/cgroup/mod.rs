@@ -18,7 +18,8 @@ use cgroups_rs::CgroupPid;
 use cgroups_rs::fs::cpu::CpuController;
 use cgroups_rs::fs::error::Error;
 use cgroups_rs::fs::memory::MemController;
-use cgroups_rs::fs::{Cgroup, Controller, hierarchies};
+use cgroups_rs::fs::pid::PidController;
+use cgroups_rs::fs::{Cgroup, Controller, MaxValue, hierarchies};
 use ravelin_proto::agent::StatsResponse;
 use rustix::fs::{Mode, OFlags};
 
@@ -57,6 +58,8 @@ pub struct Limits {
     pub cpu_shares: Option<u64>,
     /// Bytes: the guest's memory and what the machine itself needs.
     pub memory_bytes: Option<u64>,
+    /// Threads that the machine may have. A node without a pids controller leaves that to the machine's own limit.
+    pub threads: Option<u64>,
 }
 
 /// A pod's cgroup.
@@ -238,6 +241,12 @@ impl PodCgroup {
             let memory = handle.controller_of::<MemController>().ok_or_else(|| self.missing("memory"))?;
             let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
             memory.set_limit(bytes).map_err(|error| self.failed("limit the memory of", &error))?;
+        }
+        if let Some(threads) = limits.threads
+            && let Some(pids) = handle.controller_of::<PidController>()
+        {
+            let most = MaxValue::Value(i64::try_from(threads).unwrap_or(i64::MAX));
+            pids.set_pid_max(most).map_err(|error| self.failed("limit the threads of", &error))?;
         }
         Ok(())
     }

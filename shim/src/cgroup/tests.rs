@@ -51,6 +51,7 @@ async fn a_process_is_limited_killed_and_gone() {
         cpu_period_us: 100_000,
         cpu_shares: Some(512),
         memory_bytes: Some(64 << 20),
+        threads: Some(40),
     };
     let without_quota = Limits { cpu_quota_us: None, ..limits.clone() };
     let cgroup = PodCgroup::create(&path, &without_quota).unwrap();
@@ -66,6 +67,8 @@ async fn a_process_is_limited_killed_and_gone() {
     };
     let memory = read("memory.max") + &read("memory.limit_in_bytes");
     assert_eq!(memory, (64 << 20).to_string());
+    // Where there is such a controller.
+    assert!(["40", ""].contains(&read("pids.max").as_str()));
     assert!(read("cpu.max") == "25000 100000" || read("cpu.cfs_quota_us") == "25000");
 
     assert_eq!(cgroup.memory_allowed_above(), None);

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 
 use ravelin_policy::{MAX_MEMORY_MIB, MIN_MEMORY_MIB, Size, check_sandbox, size};
+use ravelin_vmm::jail::MOST_OTHER_THREADS;
 
 use super::files::PodFiles;
 use super::request::Request;
@@ -129,6 +130,7 @@ impl Plan {
             cpu_period_us: period.unwrap_or(100_000),
             cpu_shares: self.cpu_shares,
             memory_bytes: Some(machine_bytes(self.size.memory_mib, config)),
+            threads: Some(u64::from(self.size.vcpus) + MOST_OTHER_THREADS),
         }
     }
 }
