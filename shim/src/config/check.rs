@@ -6,6 +6,7 @@ use std::path::{Component, Path};
 use ravelin_policy::{MAX_CPU_MILLIS, MAX_MEMORY_MIB, MIN_CPU_MILLIS, MIN_MEMORY_MIB};
 
 use super::{Config, Timeouts};
+use crate::rootfs::confined::USER as LAYERS_USER;
 
 /// Seconds that something may take: up to a day.
 const SECONDS: RangeInclusive<u64> = 1..=24 * 60 * 60;
@@ -100,6 +101,12 @@ fn user_ids(config: &Config) -> Result<(), Problem> {
         let rule = format!("between 1 and {}: user ids have 32 bits", u32::MAX - vmm.uid_base);
         return problem("vmm.uid_count", vmm.uid_count.to_string(), &rule);
     }
+    // A machine with that user could write to images of layers while they are made.
+    if (vmm.uid_base..vmm.uid_base + vmm.uid_count).contains(&LAYERS_USER) {
+        let rule =
+            format!("such that user {LAYERS_USER}, as which layer images are made, is not a machine's");
+        return problem("vmm.uid_base", vmm.uid_base.to_string(), &rule);
+    }
     Ok(())
 }
 
@@ -148,6 +155,13 @@ mod tests {
         let words = "vmm.uid_count is 16 and must be between 1 and 15: user ids have 32 bits";
         assert!(verdict("[vmm]\nuid_base = 4294967280\nuid_count = 16").unwrap().contains(words));
         assert_eq!(verdict("[vmm]\nuid_base = 4294967280\nuid_count = 15"), None);
+        assert!(
+            verdict("[vmm]\nuid_base = 1879048191")
+                .unwrap()
+                .contains("vmm.uid_base is 1879048191 and must be such")
+        );
+        assert_eq!(verdict("[vmm]\nuid_base = 1879048181\nuid_count = 10"), None);
+        assert!(verdict("[vmm]\nuid_base = 1879048181\nuid_count = 11").is_some());
         assert!(verdict("[vmm]\nuid_count = 0").unwrap().contains("vmm.uid_count"));
     }
 

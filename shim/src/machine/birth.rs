@@ -61,6 +61,7 @@ pub(super) fn spawn(
     match retry_on_intr(|| rustix::io::read(&heard, &mut errno)) {
         Ok(0) => Ok(born),
         outcome => {
+            super::kill(born.pidfd.as_fd());
             let _ = waitid(WaitId::PidFd(born.pidfd.as_fd()), WaitIdOptions::EXITED);
             outcome?;
             Err(io::Error::from_raw_os_error(i32::from_ne_bytes(errno)))

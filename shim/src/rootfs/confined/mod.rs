@@ -31,7 +31,7 @@ pub(super) const LAYER: &str = "/layer";
 /// Where the program sees the image.
 pub(super) const IMAGE: &str = "/image";
 /// User and group that the program runs as, of which there are no other processes. The usual ids of machines begin behind it.
-pub(super) const USER: u32 = 0x6fff_ffff;
+pub const USER: u32 = 0x6fff_ffff;
 /// Bytes of memory that the program may have. mkfs.erofs 1.5 needs about 6 KiB a file.
 const MEMORY: u64 = 4 << 30;
 /// The newest of Landlock's interfaces that rights are taken from; an older kernel denies what it knows.
