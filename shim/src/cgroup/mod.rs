@@ -58,7 +58,7 @@ pub struct Limits {
     pub cpu_shares: Option<u64>,
     /// Bytes: the guest's memory and what the machine itself needs.
     pub memory_bytes: Option<u64>,
-    /// Threads that the machine may have. A node without a pids controller leaves that to the machine's own limit.
+    /// Threads that the machine may have. A cgroup without the pids controller leaves that to the machine's own limit.
     pub threads: Option<u64>,
 }
 
@@ -244,6 +244,7 @@ impl PodCgroup {
         }
         if let Some(threads) = limits.threads
             && let Some(pids) = handle.controller_of::<PidController>()
+            && pids.path().join("pids.max").exists()
         {
             let most = MaxValue::Value(i64::try_from(threads).unwrap_or(i64::MAX));
             pids.set_pid_max(most).map_err(|error| self.failed("limit the threads of", &error))?;
