@@ -127,6 +127,12 @@ impl Host {
         assert!(clean.is_some(), "left on the host without a pod:\n  {}", left.join("\n  "));
     }
 
+    /// The processes on the host whose command line names `program`. What they are is certain only for a test that has the host alone.
+    #[must_use]
+    pub fn processes(&self, program: &str) -> Vec<u32> {
+        leaks::pids().into_iter().filter(|&pid| leaks::command_line(pid).contains(program)).collect()
+    }
+
     /// Ends containerd with this signal and waits until it is gone. Only for a test that has the host alone.
     #[track_caller]
     pub fn stop_containerd(&self, signal: &str) {
