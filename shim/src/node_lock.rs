@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use sha2::{Digest, Sha256};
 
-use crate::sync::{Cancelled, blocking};
+use crate::sync::blocking;
 
 /// First and longest pause between two attempts.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(100));
@@ -26,12 +26,6 @@ impl AsRawFd for NodeLock {
     /// The descriptor that holds the lock: a program that inherits it keeps it.
     fn as_raw_fd(&self) -> i32 {
         self.file.as_raw_fd()
-    }
-}
-
-impl From<Cancelled> for io::Error {
-    fn from(cancelled: Cancelled) -> Self {
-        Self::other(cancelled)
     }
 }
 

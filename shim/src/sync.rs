@@ -7,6 +7,12 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 #[error("the work was cut short")]
 pub struct Cancelled;
 
+impl From<Cancelled> for std::io::Error {
+    fn from(cancelled: Cancelled) -> Self {
+        Self::other(cancelled)
+    }
+}
+
 /// Takes a mutex, also after a thread that held it panicked: what our mutexes guard is whole after every statement.
 pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use ravelin_tests::{Host, Pod, eventually, make_call};
+use ravelin_tests::{Host, Pod, eventually, takeover};
 
 const ROOT: &str = "0";
 
@@ -80,6 +80,29 @@ fn the_shim_keeps_of_roots_rights_what_it_uses() {
     }
 }
 
+#[test]
+fn the_shim_writes_to_nothing_that_is_not_its_own() {
+    let Some(host) = Host::shared_with_ravelin() else { return };
+    let modules = fs::read_to_string("/sys/kernel/security/lsm").unwrap();
+    assert!(modules.split(',').any(|module| module == "landlock"), "the host has no Landlock: {modules:?}");
+    let pod = host.common_pod();
+    let shim = pod.process("containerd-shim-ravelin-v2").expect("a shim serves the pod");
+    let shim = i32::try_from(shim).unwrap();
+    let kept = format!("/run/ravelin/{}/state.json", pod.id);
+    for path in
+        ["/etc/hostname", "/usr/local/bin/containerd-shim-ravelin-v2", "/proc/sys/kernel/core_pattern"]
+    {
+        let error = takeover::open(shim, path, libc::O_WRONLY).expect_err(path);
+        assert_eq!(error.raw_os_error(), Some(libc::EACCES), "{path}: {error}");
+        takeover::open(shim, path, libc::O_RDONLY).unwrap_or_else(|error| panic!("{path}: {error}"));
+    }
+    let error = takeover::open(shim, "/etc/cron.d/stranger", libc::O_WRONLY | libc::O_CREAT).unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(libc::EACCES), "{error}");
+    takeover::open(shim, &kept, libc::O_WRONLY).expect("its own state");
+    // It works on.
+    assert_eq!(pod.sh("echo alive").output(), "alive\n");
+}
+
 /// Whoever took a thread over would begin with a call that it never makes.
 #[test]
 fn a_machine_that_makes_a_forbidden_call_ends_and_the_log_says_which_it_was() {
@@ -97,7 +120,7 @@ fn a_machine_that_makes_a_forbidden_call_ends_and_the_log_says_which_it_was() {
         let traces = pod.traces();
         let process = machine(&pod);
         let tid = threads(&process)[thread].file_name().unwrap().to_str().unwrap().parse().unwrap();
-        make_call(tid, call);
+        takeover::make_call(tid, call);
         assert_ne!(idle.ended().code, 0);
         eventually("the pod is seen to have ended", || (pod.state() == "SANDBOX_NOTREADY").then_some(()));
         eventually("the log says why", || {

@@ -14,7 +14,7 @@ mod logs;
 mod pod;
 mod session;
 pub mod shim;
-mod takeover;
+pub mod takeover;
 mod wait;
 
 pub use command::{Finished, Run};
@@ -25,7 +25,6 @@ pub use leaks::Traces;
 pub use logs::Logs;
 pub use pod::{Pod, PodSpec};
 pub use session::Session;
-pub use takeover::make_call;
 pub use wait::{PATIENCE, eventually, until};
 
 /// Images that are in the host's containerd before the tests start.

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,7 +16,7 @@ use crate::config::Config;
 use crate::error::chain;
 use crate::events::Publisher;
 use crate::logging;
-use crate::privileges;
+use crate::privileges::{self, Writable};
 use crate::sandbox::remains;
 use crate::service::Service;
 use crate::state::{self, ProcessRef, State, StateDir};
@@ -32,21 +33,40 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
     logging::init(Path::new("log"), args.debug);
     std::panic::set_hook(Box::new(|panic| tracing::error!("the shim failed: {panic}")));
     raise_descriptor_limit();
-    privileges::give_up()
-        .map_err(CliError::system("give up what the shim does not need of root's rights"))?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .max_blocking_threads(16)
-        .build()
-        .map_err(CliError::system("start the runtime"))?;
-    let served = runtime.block_on(serve(args, listener, &socket));
-    // No more waiting for what blocks: everything that mattered is done.
-    runtime.shutdown_background();
+    let served = confine(args, &socket).and_then(|config| {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .max_blocking_threads(16)
+            .build()
+            .map_err(CliError::system("start the runtime"))?;
+        let served = runtime.block_on(serve(args, config, listener, &socket));
+        // No more waiting for what blocks: everything that mattered is done.
+        runtime.shutdown_background();
+        served
+    });
     let _ = fs::remove_file(&socket);
     if let Err(error) = &served {
         tracing::error!(sandbox = args.id, "the shim ends: {}", chain(error));
     }
     served
+}
+
+/// Reads the configuration, and gives up what the shim needs neither of root's rights nor of the node's files.
+fn confine(args: &Args, socket: &Path) -> Result<Config, CliError> {
+    let config =
+        Config::of_runtime(Some(Path::new(&args.config)).filter(|path| !path.as_os_str().is_empty()))?;
+    privileges::give_up()
+        .map_err(CliError::system("give up what the shim does not need of root's rights"))?;
+    for directory in [Path::new(state::ROOT), &config.storage.directory] {
+        // What is not there when the shim restricts itself, it cannot write to. Whoever needs it says what is wrong with it.
+        let _ = fs::DirBuilder::new().recursive(true).mode(0o700).create(directory);
+    }
+    let enforced = privileges::restrict(&Writable::of(&config, socket))
+        .map_err(CliError::system("restrict the shim to files of its own"))?;
+    if !enforced {
+        tracing::debug!("the node's kernel has no Landlock: the shim may write to every file");
+    }
+    Ok(config)
 }
 
 /// The soft limit on descriptors is for programs that use select(2); containerd's may be as low as systemd's 1024.
@@ -84,14 +104,12 @@ fn take_listener() -> Result<OwnedFd, CliError> {
     Ok(unsafe { OwnedFd::from_raw_fd(LISTENER_FD) })
 }
 
-async fn serve(args: &Args, listener: OwnedFd, socket: &Path) -> Result<(), CliError> {
+async fn serve(args: &Args, config: Config, listener: OwnedFd, socket: &Path) -> Result<(), CliError> {
     let catch = |kind| signal(kind).map_err(CliError::system("catch signals"));
     // A node that goes down sends SIGTERM to whatever is left after containerd.
     let (mut terminate, mut interrupt) = (catch(SignalKind::terminate())?, catch(SignalKind::interrupt())?);
     // The end of somebody's terminal is nothing to a pod. A handler that does nothing is enough while it lives.
     let _ignored = catch(SignalKind::hangup())?;
-    let config =
-        Config::of_runtime(Some(Path::new(&args.config)).filter(|path| !path.as_os_str().is_empty()))?;
     let publisher = Publisher::start(std::env::var("TTRPC_ADDRESS").ok(), &args.namespace);
     let directory = StateDir::new(Path::new(state::ROOT), &args.id);
     let state = State {

@@ -13,37 +13,59 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{WaitId, WaitIdOptions, waitid};
 
 /// What the process holds when it begins; nothing else of the shim's.
-pub(super) struct Inheritance<'a> {
+pub(super) struct Inheritance {
     /// Its standard input and output.
-    pub null: BorrowedFd<'a>,
+    pub null: OwnedFd,
     /// Its standard error.
-    pub log: BorrowedFd<'a>,
+    pub log: OwnedFd,
     /// Its descriptor [`CONTROL_FD`].
-    pub control: BorrowedFd<'a>,
+    pub control: OwnedFd,
 }
 
-/// A process that has begun to run its program.
+/// A process that has begun to run its program. Killed when dropped before anyone keeps it: nobody would ever end it.
 pub(super) struct Born {
     pub pid: u32,
     pub pidfd: OwnedFd,
+    kept: bool,
+}
+
+impl Born {
+    /// Leaves its end to who has its descriptor.
+    ///
+    /// # Errors
+    /// When there are no more descriptors; the process is killed then.
+    pub fn keep(mut self) -> io::Result<OwnedFd> {
+        let pidfd = self.pidfd.try_clone()?;
+        self.kept = true;
+        Ok(pidfd)
+    }
+}
+
+impl Drop for Born {
+    fn drop(&mut self) {
+        if !self.kept {
+            super::kill(self.pidfd.as_fd());
+            let _ = waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED);
+        }
+    }
 }
 
 /// Runs a program with its arguments, the first of which is its path. If `cgroup`, a directory of cgroup v2, is given, the
-/// process is in it.
+/// process is in it. Waits until the program runs, as long as the disk takes on which it is.
 ///
 /// # Errors
 /// The kernel's refusal to make the process or to run the program.
 pub(super) fn spawn(
     program: &[CString],
-    inheritance: &Inheritance<'_>,
+    inheritance: &Inheritance,
     cgroup: Option<BorrowedFd<'_>>,
 ) -> io::Result<Born> {
     let (heard, said) = pipe_with(PipeFlags::CLOEXEC)?;
     // Above all numbers that the child gives them, so that none takes the place of one that is still to be moved.
-    let above = |fd: BorrowedFd<'_>| fcntl_dupfd_cloexec(fd, CONTROL_FD + 1);
+    let above = |fd: &OwnedFd| fcntl_dupfd_cloexec(fd, CONTROL_FD + 1);
     let (null, log, control) =
-        (above(inheritance.null)?, above(inheritance.log)?, above(inheritance.control)?);
-    let failure = above(said.as_fd())?;
+        (above(&inheritance.null)?, above(&inheritance.log)?, above(&inheritance.control)?);
+    let failure = above(&said)?;
     drop(said);
     let mut arguments: Vec<_> = program.iter().map(|argument| argument.as_ptr()).collect();
     arguments.push(ptr::null());
@@ -61,8 +83,6 @@ pub(super) fn spawn(
     match retry_on_intr(|| rustix::io::read(&heard, &mut errno)) {
         Ok(0) => Ok(born),
         outcome => {
-            super::kill(born.pidfd.as_fd());
-            let _ = waitid(WaitId::PidFd(born.pidfd.as_fd()), WaitIdOptions::EXITED);
             outcome?;
             Err(io::Error::from_raw_os_error(i32::from_ne_bytes(errno)))
         }
@@ -100,6 +120,7 @@ fn clone(child: &Child<'_>, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Born> 
             pid: u32::try_from(pid).map_err(io::Error::other)?,
             // SAFETY: the kernel has opened the descriptor for this call, and nobody else knows it.
             pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) },
+            kept: false,
         }),
     }
 }

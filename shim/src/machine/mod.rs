@@ -161,12 +161,12 @@ fn kill(pidfd: BorrowedFd<'_>) {
 impl Machine {
     /// Starts the machine's process. It jails itself and then waits for [`Machine::boot`].
     ///
-    /// It is in `cgroup`, a directory of cgroup v2, if one is given. Must be called inside a tokio runtime.
+    /// It is in `cgroup`, a directory of cgroup v2, if one is given.
     ///
     /// # Errors
-    /// When the program cannot be run or the process is out of descriptors.
-    pub fn spawn(config: &SpawnConfig, cgroup: Option<BorrowedFd<'_>>) -> Result<Self, MachineError> {
-        let spawned = spawn::spawn(config, cgroup)?;
+    /// When the program cannot be run, does not begin to within the deadline, or the process is out of descriptors.
+    pub async fn spawn(config: &SpawnConfig, cgroup: Option<OwnedFd>) -> Result<Self, MachineError> {
+        let spawned = spawn::spawn(config, cgroup).await?;
         Ok(Self {
             inner: Arc::new(Inner {
                 pid: spawned.pid,

@@ -1,7 +1,7 @@
 use std::ffi::CString;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -14,6 +14,8 @@ use tokio::sync::watch;
 
 use super::birth::{self, Born, Inheritance};
 use super::{Exit, MachineError, log};
+use crate::cgroup::oom;
+use crate::privileges::unrestricted;
 use crate::state::ProcessRef;
 
 /// How to start a machine's process.
@@ -29,6 +31,8 @@ pub struct SpawnConfig {
     pub vcpus: u8,
     /// Size of its scratch disk: it may write no larger file.
     pub scratch_bytes: u64,
+    /// Its out-of-memory score, from -1000 to 1000.
+    pub oom_score: i32,
     /// The pod's network namespace.
     pub netns: PathBuf,
     /// Time it has to answer a request, unless who asks says otherwise.
@@ -46,30 +50,48 @@ pub(super) struct Spawned {
     pub exit: watch::Receiver<Option<Exit>>,
 }
 
-pub(super) fn spawn(config: &SpawnConfig, cgroup: Option<BorrowedFd<'_>>) -> Result<Spawned, MachineError> {
+/// Starts the process, which is in `cgroup`, a directory of cgroup v2, if one is given.
+pub(super) async fn spawn(config: &SpawnConfig, cgroup: Option<OwnedFd>) -> Result<Spawned, MachineError> {
+    let (control, birth) = prepare(config, cgroup)?;
+    // Its jail is made of mounts.
+    let born = tokio::time::timeout(config.deadline, unrestricted("birth", birth)).await;
+    let born = born.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+    follow(config, control, born.map_err(|source| MachineError::Spawn { path: config.vmm.clone(), source })?)
+}
+
+/// Our end of the control socket, and the work that begins the process. Waits for the disk on which the program is.
+pub(super) fn prepare(
+    config: &SpawnConfig,
+    cgroup: Option<OwnedFd>,
+) -> Result<(OwnedFd, impl FnOnce() -> io::Result<Born> + Send + 'static), MachineError> {
     let plumbing = |what| move |source| MachineError::Plumbing { what, source };
     let failed = |source| MachineError::Spawn { path: config.vmm.clone(), source };
     let (ours, theirs) = transport::pair().map_err(plumbing("control socket"))?;
     let log = log::log_pipe(&config.sandbox_id, "vmm").map_err(plumbing("log pipe"))?;
     let null = File::options().read(true).write(true).open("/dev/null").map_err(failed)?;
-    let inheritance = Inheritance { null: null.as_fd(), log: log.as_fd(), control: theirs.as_fd() };
-    let Born { pid, pidfd } =
-        command_line(config).and_then(|line| birth::spawn(&line, &inheritance, cgroup)).map_err(failed)?;
-
-    // The child has not been reaped yet, so the pid is still its own.
-    let watched = ProcessRef::of(pid).and_then(|process| {
-        let watched = pidfd.try_clone()?;
-        // SAFETY: the AsyncFd owns the descriptor, which nobody else closes, and an OwnedFd never changes its number.
-        Ok((process.start_time, unsafe { AsyncFd::register_with_interest(watched, Interest::READABLE) }?))
-    });
-    let (start_time, watched) = match watched {
-        Ok(found) => found,
-        Err(source) => {
-            super::kill(pidfd.as_fd());
-            let _ = waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED);
-            return Err(failed(source));
+    let inheritance = Inheritance { null: null.into(), log, control: theirs };
+    let line = command_line(config).map_err(failed)?;
+    let (sandbox, score) = (config.sandbox_id.clone(), config.oom_score);
+    Ok((ours, move || {
+        let born = birth::spawn(&line, &inheritance, cgroup.as_ref().map(AsFd::as_fd))?;
+        if let Err(error) = oom::set(born.pid, score) {
+            tracing::warn!(sandbox, "the machine keeps containerd's out-of-memory score: {error}");
         }
-    };
+        Ok(born)
+    }))
+}
+
+/// Waits from now on for the end of a process that has begun.
+pub(super) fn follow(config: &SpawnConfig, control: OwnedFd, born: Born) -> Result<Spawned, MachineError> {
+    let failed = |source| MachineError::Spawn { path: config.vmm.clone(), source };
+    let pid = born.pid;
+    // It has not been reaped yet, so the pid is still its own.
+    let start_time = ProcessRef::of(pid).map_err(failed)?.start_time;
+    let watched = born.pidfd.try_clone().map_err(failed)?;
+    // SAFETY: the AsyncFd owns the descriptor, which nobody else closes, and an OwnedFd never changes its number.
+    let watched = unsafe { AsyncFd::register_with_interest(watched, Interest::READABLE) };
+    let watched = watched.map_err(|error| failed(error.into()))?;
+    let pidfd = born.keep().map_err(failed)?;
 
     let (sender, exit) = watch::channel(None);
     let sandbox = config.sandbox_id.clone();
@@ -84,7 +106,7 @@ pub(super) fn spawn(config: &SpawnConfig, cgroup: Option<BorrowedFd<'_>>) -> Res
         tracing::info!(sandbox, pid, "machine ended: {exit}");
         let _ = sender.send(Some(exit));
     });
-    Ok(Spawned { pid, start_time, pidfd, control: ours, exit })
+    Ok(Spawned { pid, start_time, pidfd, control, exit })
 }
 
 /// The program and its arguments.

@@ -30,6 +30,7 @@ pub fn program(directory: &Path, script: &str) -> SpawnConfig {
         gid: 1,
         vcpus: 1,
         scratch_bytes: 1 << 30,
+        oom_score: 0,
         netns: "/netns".into(),
         deadline: Duration::from_secs(15),
         sandbox_id: "test".to_owned(),
@@ -40,7 +41,8 @@ pub fn program(directory: &Path, script: &str) -> SpawnConfig {
 pub fn machine() -> (Machine, OwnedFd) {
     let dir = tempfile::tempdir().unwrap();
     let config = program(dir.path(), "exec sleep 1000");
-    let spawned = spawn::spawn(&config, None).unwrap();
+    let (control, birth) = spawn::prepare(&config, None).unwrap();
+    let spawned = spawn::follow(&config, control, birth().unwrap()).unwrap();
     // The script must have been read before it is removed with its directory.
     let comm = format!("/proc/{}/comm", spawned.pid);
     while std::fs::read_to_string(&comm).is_ok_and(|name| name != "sleep\n") {

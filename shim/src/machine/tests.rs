@@ -120,7 +120,7 @@ async fn a_machine_has_the_time_to_boot_that_it_was_given() {
 #[tokio::test]
 async fn a_process_that_ends_tells_every_waiter() {
     let dir = tempfile::tempdir().unwrap();
-    let machine = Machine::spawn(&program(dir.path(), "exit 11"), None).unwrap();
+    let machine = Machine::spawn(&program(dir.path(), "exit 11"), None).await.unwrap();
     let (one, two) = tokio::join!(machine.wait(), machine.wait());
     assert_eq!((one, two), (Exit::Ended(ExitReason::Panic), Exit::Ended(ExitReason::Panic)));
     assert!(matches!(machine.pause().await, Err(MachineError::Ended(Exit::Ended(ExitReason::Panic)))));
@@ -133,7 +133,7 @@ async fn the_process_has_nothing_but_its_control_socket() {
     let leak = std::fs::File::open("/dev/null").unwrap();
     let leaked = rustix::io::dup(&leak).unwrap();
     let script = format!("(echo \"$@\"; echo process $$; env; ls -l /proc/self/fd) > {} 2>&1", out.display());
-    Machine::spawn(&program(dir.path(), &script), None).unwrap().wait().await;
+    Machine::spawn(&program(dir.path(), &script), None).await.unwrap().wait().await;
     drop(leaked);
     let text = std::fs::read_to_string(out).unwrap();
     assert!(
@@ -150,7 +150,7 @@ async fn the_process_has_nothing_but_its_control_socket() {
 #[tokio::test]
 async fn dropping_the_machine_kills_its_process() {
     let dir = tempfile::tempdir().unwrap();
-    let machine = Machine::spawn(&program(dir.path(), "exec sleep 1000"), None).unwrap();
+    let machine = Machine::spawn(&program(dir.path(), "exec sleep 1000"), None).await.unwrap();
     let pid = machine.pid();
     drop(machine);
     for _ in 0..100 {
@@ -185,7 +185,7 @@ async fn a_machine_that_keeps_talking_nonsense_is_cut_off_and_late_answers_are_n
 async fn a_missing_program_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let config = SpawnConfig { vmm: "/nonexistent/vmm".into(), ..program(dir.path(), "") };
-    let error = Machine::spawn(&config, None).unwrap_err();
+    let error = Machine::spawn(&config, None).await.unwrap_err();
     assert!(error.to_string().contains("/nonexistent/vmm"));
 }
 
@@ -211,15 +211,13 @@ async fn a_machine_begins_in_the_cgroup_it_is_given_and_heeds_no_shutdown_of_the
     let out = dir.path().join("out");
     let script = format!("(cat /proc/self/cgroup; grep SigIgn /proc/self/status) > {} 2>&1", out.display());
     let birthplace = cgroup.birthplace().unwrap();
+    let elsewhere = birthplace.is_none();
     let config = program(dir.path(), &script);
-    let machine = Machine::spawn(&config, birthplace.as_ref().map(AsFd::as_fd)).unwrap();
+    let machine = Machine::spawn(&config, birthplace).await.unwrap();
     machine.wait().await;
     cgroup.delete().await.unwrap();
     let text = std::fs::read_to_string(out).unwrap();
-    assert!(
-        birthplace.is_none() || text.contains(&format!("0::/ravelin-test-{}\n", std::process::id())),
-        "{text}"
-    );
+    assert!(elsewhere || text.contains(&format!("0::/ravelin-test-{}\n", std::process::id())), "{text}");
     // SIGHUP, SIGINT and SIGTERM are bits 0, 1 and 14.
     let ignored = text.lines().find_map(|line| line.strip_prefix("SigIgn:\t")).unwrap();
     assert_eq!(u64::from_str_radix(ignored, 16).unwrap() & 0x4003, 0x4003, "{text}");

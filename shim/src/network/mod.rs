@@ -20,6 +20,7 @@ use std::path::{Path, PathBuf};
 
 use ravelin_proto::agent::{Interface, Neighbour, Route};
 use rtnetlink::LinkUnspec;
+use rtnetlink::packet_route::link::{AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute};
 
 pub use loopback::Loopback;
 
@@ -139,8 +140,13 @@ async fn join(handle: &rtnetlink::Handle, queues: u8) -> Result<(GuestNetwork, V
     let guest = guest::describe(handle, &interface).await?;
     let taps = tap::create(queues.clamp(1, 32))?;
     let tap = redirect::link_index(handle, TAP_NAME).await?;
-    // The namespace's stack must not speak on the tap: no link-local address, no router solicitations.
-    let _ = std::fs::write(format!("/proc/sys/net/ipv6/conf/{TAP_NAME}/disable_ipv6"), "1");
+    // The namespace's stack must not speak on the tap: without a link-local address it solicits no router. A kernel without
+    // IPv6 does not anyway.
+    let silent = LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(
+        In6AddrGenMode::None,
+    )])]);
+    let silent = LinkUnspec::new_with_index(tap).append_extra_attribute(silent).build();
+    let _ = handle.link().set(silent).execute().await;
     let up = LinkUnspec::new_with_index(tap).mtu(u32::from(guest.mtu)).up().build();
     handle.link().set(up).execute().await.map_err(|error| netlink("set the tap up", &error))?;
     redirect::add(handle, interface.index, tap).await?;

@@ -13,7 +13,8 @@ use super::place::Place;
 use super::record::{self, Record};
 use super::{RootfsError, build, collect};
 use crate::node_lock::{self, NodeLock};
-use crate::sync::{Cancelled, blocking};
+use crate::privileges::unrestricted;
+use crate::sync::Cancelled;
 
 /// Most images that are made at a time, by one shim and by all of a node.
 const MAX_BUILDS: usize = 4;
@@ -61,7 +62,7 @@ impl LayerStore {
     pub async fn prepare(&self, mounts: &[RootfsMount]) -> Result<Vec<Layer>, RootfsError> {
         let sources = mounts::sources(mounts)?;
         let directory = Arc::clone(&self.directory);
-        let found = blocking(move || {
+        let found = unrestricted("layers", move || {
             fs::create_dir_all(&*directory).map_err(RootfsError::file("create", directory.as_path()))?;
             without_empty(sources)?
                 .into_iter()
@@ -81,7 +82,8 @@ impl LayerStore {
                         Found::Missing(missing) => missing,
                     };
                     let _turn = builds.acquire().await.map_err(|_| Cancelled)?;
-                    blocking(move || Maker { directory: &directory, patience }.make(&missing)).await
+                    unrestricted("layer", move || Maker { directory: &directory, patience }.make(&missing))
+                        .await
                 })
             })
             .collect();

@@ -1,7 +1,6 @@
 //! From a plan to a machine whose agent answers.
 
 use std::io;
-use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use ravelin_proto::PROTOCOL_VERSION;
@@ -147,22 +146,17 @@ pub(super) async fn machine(
         gid: uid,
         vcpus: plan.size.vcpus,
         scratch_bytes,
+        oom_score: oom::score(&plan.cgroups_path),
         netns: plan.netns.clone(),
         deadline: config.call_deadline(),
         sandbox_id: plan.sandbox_id.clone(),
     };
-    let birthplace = birthplace.as_ref().map(AsFd::as_fd);
-    let machine = Machine::spawn(&spawn, birthplace).map_err(BootError::Machine)?;
+    let begins_there = birthplace.is_some();
+    let machine = Machine::spawn(&spawn, birthplace).await.map_err(BootError::Machine)?;
     resources.machine = Some(machine.clone());
-    if let Err(error) = oom::set(machine.pid(), oom::score(&plan.cgroups_path)) {
-        tracing::warn!(
-            sandbox = plan.sandbox_id,
-            "the machine keeps containerd's out-of-memory score: {error}"
-        );
-    }
     state.machine = Some(ProcessRef { pid: machine.pid(), start_time: machine.start_time() });
     save(state)?;
-    if birthplace.is_none() {
+    if !begins_there {
         cgroup.add(machine.pid()).map_err(BootError::Cgroup)?;
     }
 

@@ -21,7 +21,8 @@ use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinHandle};
 
 use crate::machine::{Machine, MachineError};
-use crate::sync::lock;
+use crate::privileges::unrestricted;
+use crate::sync::{Cancelled, lock};
 
 /// Time an output may stand still after the process's end before it is given up.
 const STALL: Duration = Duration::from_secs(2);
@@ -53,6 +54,9 @@ pub enum StdioError {
         #[source]
         source: io::Error,
     },
+    /// The node had no thread to open them in.
+    #[error("cannot open the process's fifos")]
+    Cancelled(#[from] Cancelled),
     /// The stream into the guest could not be had.
     #[error("cannot connect the process's {stream} to the pod's machine")]
     Connect {
@@ -87,11 +91,15 @@ pub struct Fifos {
 }
 
 impl Fifos {
-    /// Opens the fifos without waiting for their other ends.
+    /// Opens the fifos, which are where containerd's client has put them, without waiting for their other ends.
     ///
     /// # Errors
     /// When one is not there or is no fifo.
-    pub fn open(paths: &Paths) -> Result<Self, StdioError> {
+    pub async fn open(paths: Paths) -> Result<Self, StdioError> {
+        unrestricted("fifos", move || Self::open_here(&paths)).await
+    }
+
+    fn open_here(paths: &Paths) -> Result<Self, StdioError> {
         let stderr = if paths.terminal { "" } else { &paths.stderr };
         Ok(Self {
             stdin: path(&paths.stdin)?.map(input).transpose()?,

@@ -109,10 +109,10 @@ async fn a_fifo_that_is_none_is_an_error_that_names_it() {
     std::fs::write(&file, "").unwrap();
     for stdout in [file.to_str().unwrap(), "/nonexistent/fifo", "binary:///bin/logger"] {
         let paths = Paths { stdout: stdout.to_owned(), ..Paths::default() };
-        let error = Fifos::open(&paths).unwrap_err().to_string();
+        let error = Fifos::open(paths).await.unwrap_err().to_string();
         assert!(error.contains(stdout), "{error}");
     }
-    assert!(Fifos::open(&Paths::default()).is_ok());
+    assert!(Fifos::open(Paths::default()).await.is_ok());
 }
 
 #[tokio::test]

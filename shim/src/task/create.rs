@@ -13,6 +13,7 @@ use super::{Container, Init};
 use crate::cgroup::oom;
 use crate::error::{TaskError, bounded};
 use crate::extents::Held;
+use crate::privileges::unrestricted;
 use crate::rootfs::RootfsMount;
 use crate::sandbox::{ContainerLimits, Pod};
 use crate::spec::{self, PidNamespace};
@@ -110,14 +111,15 @@ pub async fn create(
     }
     let resources = spec.linux().as_ref().and_then(|linux| linux.resources().clone()).unwrap_or_default();
     let limits = ContainerLimits::default().changed_by(&resources).map_err(TaskError::failed)?;
-    let fifos = Fifos::open(&request.paths).map_err(TaskError::failed)?;
+    let fifos = Fifos::open(request.paths.clone()).await.map_err(TaskError::failed)?;
     let ids = fifos.ids(&pod.next_stream);
     let (pid_namespace, pid_target) =
         pid_namespace(spec::pid_namespace(&spec), pod.agent.machine().pid(), neighbours)?;
-    if let Some(score) = spec.process().as_ref().and_then(|process| process.oom_score_adj())
-        && let Err(error) = oom::lower(pod.agent.machine().pid(), score)
-    {
-        tracing::warn!(container = request.id, "the machine keeps its out-of-memory score: {error}");
+    if let Some(score) = spec.process().as_ref().and_then(|process| process.oom_score_adj()) {
+        let machine = pod.agent.machine().pid();
+        if let Err(error) = unrestricted("oom score", move || oom::lower(machine, score)).await {
+            tracing::warn!(container = request.id, "the machine keeps its out-of-memory score: {error}");
+        }
     }
     spec::strip_host(&mut spec);
 

@@ -71,7 +71,7 @@ impl Exec {
             _ => return Err(precondition("cannot start a running process")),
         }
         let agent = container.agent();
-        let fifos = Fifos::open(&self.paths).map_err(TaskError::failed)?;
+        let fifos = Fifos::open(self.paths.clone()).await.map_err(TaskError::failed)?;
         let ids = fifos.ids(&container.pod.next_stream);
         let request = ExecRequest {
             container_id: container.id.clone(),

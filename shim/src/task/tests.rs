@@ -24,7 +24,7 @@ async fn an_output_that_the_guest_leaves_open_ends_some_time_after_its_container
     let directory = tempfile::tempdir().unwrap();
     let stdout = fifo(directory.path(), "stdout");
     let mut reader = pipe::OpenOptions::new().open_receiver(&stdout).unwrap();
-    let fifos = Fifos::open(&Paths { stdout, ..Paths::default() }).unwrap();
+    let fifos = Fifos::open(Paths { stdout, ..Paths::default() }).await.unwrap();
     let ids = fifos.ids(&pod.next_stream);
     let io = fifos.connect(pod.agent.machine(), &ids).await.unwrap();
     let container = container(&pod, io, ContainerLimits::default());
