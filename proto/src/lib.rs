@@ -21,5 +21,9 @@ pub const STREAM_PORT: u32 = 1025;
 /// Version of the protocol; `SetupSandbox` fails if the two sides differ.
 pub const PROTOCOL_VERSION: u32 = 4;
 
-/// Largest gRPC message either side accepts, in bytes.
+/// Largest gRPC message either side sends, and the agent accepts, in bytes.
 pub const MAX_MESSAGE_BYTES: usize = 4 << 20;
+
+/// Largest answer or event of the agent's that the shim accepts, in bytes: twice the longest last words. What is read of one
+/// may take fifty times as much memory.
+pub const MAX_REPLY_BYTES: usize = 128 << 10;

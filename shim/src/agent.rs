@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime};
 use hyper_util::rt::TokioIo;
 use ravelin_proto::agent::agent_client::AgentClient;
 use ravelin_proto::agent::{ProcessRequest, SetClockRequest, WaitResponse};
-use ravelin_proto::{CONTROL_PORT, MAX_MESSAGE_BYTES};
+use ravelin_proto::{CONTROL_PORT, MAX_MESSAGE_BYTES, MAX_REPLY_BYTES};
 use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Code, Request, Response, Status};
@@ -268,14 +268,15 @@ fn client(machine: &Machine, first: Option<UnixStream>) -> AgentClient<Channel> 
     // The name goes nowhere: the connector has one place to connect to.
     let channel = Endpoint::from_static("http://agent").connect_with_connector_lazy(connector);
     AgentClient::new(channel)
-        .max_decoding_message_size(MAX_MESSAGE_BYTES)
+        .max_decoding_message_size(MAX_REPLY_BYTES)
         .max_encoding_message_size(MAX_MESSAGE_BYTES)
 }
 
 #[cfg(test)]
 mod tests {
-    use ravelin_proto::agent::Empty;
+    use ravelin_proto::agent::{ContainerRequest, Empty};
 
+    use super::testing::Fake;
     use super::*;
     use crate::machine::testing;
 
@@ -287,6 +288,27 @@ mod tests {
         let agent = Agent::connect(&machine, soon, Duration::from_millis(70_500)).await.unwrap();
         let request = agent.request(());
         assert_eq!(request.metadata().get("grpc-timeout").unwrap(), "70500000u");
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_is_too_long_is_an_error_and_the_next_is_heard() {
+        let (machine, control) = testing::machine();
+        let fake = Fake::default();
+        fake.serve(control);
+        let soon = Duration::from_secs(20);
+        let agent = Agent::connect(&machine, soon, soon).await.unwrap();
+        let ask = async || {
+            let stats = agent.client().stats(agent.request(ContainerRequest::default())).await;
+            stats.map(|stats| stats.into_inner().io.len())
+        };
+        // Two bytes each: the message is as long as it may be, and a little longer.
+        for (count, heard) in [(MAX_REPLY_BYTES / 2, true), (MAX_REPLY_BYTES / 2 + 1, false), (1, true)] {
+            fake.count_disks(count);
+            match ask().await {
+                Ok(found) => assert!(heard && found == count, "{count}: {found}"),
+                Err(status) => assert!(!heard && status.code() == Code::OutOfRange, "{count}: {status}"),
+            }
+        }
     }
 
     /// The machine's process closes its sockets a moment before it has ended.

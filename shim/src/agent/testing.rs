@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use futures_util::stream::{self, Stream};
@@ -10,7 +10,7 @@ use ravelin_proto::CONTROL_PORT;
 use ravelin_proto::agent::agent_server::{Agent, AgentServer};
 use ravelin_proto::agent::{
     AddExtentRequest, ContainerRequest, CreateContainerRequest, CreateResponse, DeleteResponse, DialRequest,
-    Empty, Event, ExecRequest, KillRequest, ListPidsResponse, ProcessRequest, PushVolumeRequest,
+    Empty, Event, ExecRequest, IoStats, KillRequest, ListPidsResponse, ProcessRequest, PushVolumeRequest,
     ReadVolumeRequest, ReadVolumeResponse, RemoveExtentRequest, ResizeTtyRequest, SetClockRequest,
     SetupSandboxRequest, SetupSandboxResponse, StartResponse, StatsResponse, UpdateRequest, WaitResponse,
 };
@@ -31,6 +31,7 @@ struct Inner {
     may_start: watch::Sender<bool>,
     updates: Mutex<Vec<UpdateRequest>>,
     refuses_update: AtomicBool,
+    disks: AtomicUsize,
     timed: Mutex<Vec<&'static str>>,
     /// Streams into the guest: they stay open as long as the agent is there.
     streams: Mutex<Vec<UnixStream>>,
@@ -77,6 +78,11 @@ impl Fake {
         self.0.refuses_update.store(refuse, Ordering::Relaxed);
     }
 
+    /// How many disks `Stats` counts of.
+    pub fn count_disks(&self, count: usize) {
+        self.0.disks.store(count, Ordering::Relaxed);
+    }
+
     fn note<T>(&self, call: &'static str, request: &Request<T>) {
         if request.metadata().contains_key("grpc-timeout") {
             lock(&self.0.timed).push(call);
@@ -109,7 +115,6 @@ fake! {
     kill: KillRequest => Empty,
     delete: ProcessRequest => DeleteResponse,
     resize_tty: ResizeTtyRequest => Empty,
-    stats: ContainerRequest => StatsResponse,
     pause: ContainerRequest => Empty,
     resume: ContainerRequest => Empty,
     list_pids: ContainerRequest => ListPidsResponse,
@@ -136,6 +141,11 @@ fake! {
         /// Every process has ended already.
         async fn wait(&self, _: Request<ProcessRequest>) -> Result<Response<WaitResponse>, Status> {
             Ok(Response::new(WaitResponse::default()))
+        }
+
+        async fn stats(&self, _: Request<ContainerRequest>) -> Result<Response<StatsResponse>, Status> {
+            let io = vec![IoStats::default(); self.0.disks.load(Ordering::Relaxed)];
+            Ok(Response::new(StatsResponse { io, ..StatsResponse::default() }))
         }
 
         async fn update(&self, request: Request<UpdateRequest>) -> Result<Response<Empty>, Status> {
