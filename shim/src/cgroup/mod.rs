@@ -5,6 +5,7 @@
 
 mod counters;
 pub mod oom;
+pub mod own;
 mod path;
 mod remove;
 #[cfg(test)]
