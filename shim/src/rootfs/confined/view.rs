@@ -2,8 +2,9 @@
 
 use std::fs::{self, File};
 use std::io;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 
 use rustix::fs::Mode;
 use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
@@ -36,6 +37,15 @@ pub(super) fn libraries(program: &Path) -> io::Result<Vec<PathBuf>> {
         .stdin(Stdio::null())
         .stderr(Stdio::null())
         .output()?;
+    named(&listed)
+}
+
+/// The paths in what a loader has said.
+fn named(listed: &Output) -> io::Result<Vec<PathBuf>> {
+    // One that was killed has not said all; without its loader the program would later seem not to be there.
+    if let Some(signal) = listed.status.signal() {
+        return Err(io::Error::other(format!("its loader was ended by signal {signal}")));
+    }
     // "name => path (address)", or for the loader "path (address)".
     let listed = String::from_utf8_lossy(&listed.stdout).into_owned();
     let mut paths: Vec<_> =
@@ -87,4 +97,27 @@ fn show(source: &Path, at: &Path, flags: MountFlags) -> Result<(), ConfineError>
         Ok::<_, io::Error>(())
     };
     place().map_err(failed(format!("show it {}", source.display())))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::ExitStatus;
+
+    use super::*;
+
+    #[test]
+    fn what_a_killed_loader_has_said_is_not_taken_for_all() {
+        let said = |status| Output {
+            status: ExitStatus::from_raw(status),
+            stdout: b"\tlinux-vdso.so.1 (0x1)\n\tlibc.so.6 => /lib/libc.so.6 (0x2)\n\t/lib64/ld.so (0x3)\n"
+                .to_vec(),
+            stderr: Vec::new(),
+        };
+        let all = ["/lib/libc.so.6", "/lib64/ld.so"].map(PathBuf::from);
+        assert_eq!(named(&said(0)).unwrap(), all);
+        // A program without a loader has run, and failed for want of arguments.
+        assert_eq!(named(&said(1 << 8)).unwrap(), all);
+        let error = named(&said(libc::SIGKILL)).unwrap_err().to_string();
+        assert!(error.contains("signal 9"), "{error}");
+    }
 }
