@@ -12,6 +12,7 @@ pub mod init;
 pub mod log;
 pub mod network;
 pub mod oom;
+pub mod opening;
 pub mod partition;
 pub mod paths;
 pub mod process;

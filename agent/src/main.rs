@@ -3,12 +3,13 @@
 
 use std::ffi::{c_char, c_int};
 
-use ravelin_agent::{init, log, server};
+use ravelin_agent::{init, log, server, spawner};
 
 /// The C library's entry. Rust's own would first look for open standard descriptors and end the process, and with it
 /// the machine, when there are none and no `/dev/null` either: the state the kernel starts init in.
 #[unsafe(no_mangle)]
 extern "C" fn main(_: c_int, _: *const *const c_char) -> c_int {
+    spawner::serve_if_called();
     if std::process::id() != 1 {
         // Not on a machine of its own: do nothing to it.
         return 2;

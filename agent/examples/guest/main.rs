@@ -8,7 +8,7 @@ mod container;
 mod held;
 mod host;
 
-use ravelin_agent::{init, server};
+use ravelin_agent::{init, server, spawner};
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::UnixListenerStream;
 
@@ -16,6 +16,7 @@ const CONTROL: &str = "/run/control.sock";
 const STREAMS: &str = "/run/streams.sock";
 
 fn main() {
+    spawner::serve_if_called();
     let begin = std::time::Instant::now();
     init::prepare().expect("prepare the guest");
     println!("prepared in {:?}", begin.elapsed());

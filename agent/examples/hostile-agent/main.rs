@@ -59,6 +59,7 @@ impl Mode {
 /// As of the agent itself: Rust's own would not start without descriptors.
 #[unsafe(no_mangle)]
 extern "C" fn main(_: c_int, _: *const *const c_char) -> c_int {
+    ravelin_agent::spawner::serve_if_called();
     if std::process::id() != 1 {
         return 2;
     }

@@ -60,6 +60,7 @@ fn build(request: &Request, fds: Vec<OwnedFd>, socket: &OwnedFd) -> Result<i32, 
             let exec = Exec {
                 init: first,
                 process,
+                home: String::new(),
                 stdio: if console.is_none() { Some(stdio(fds)?) } else { None },
                 console: *console,
                 personality: *personality,

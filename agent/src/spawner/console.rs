@@ -1,20 +1,20 @@
-//! Terminals: an exec's, which it opens itself, and a container's, which libcontainer makes and a helper process readies in
+//! Terminals: an exec's, and a container's, which libcontainer makes and a helper process readies in
 //! time.
 
 use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use rustix::fs::{FileType, Gid, Uid, fchown, fstat, fstatfs, makedev};
+use rustix::fs::{FileType, Gid, OFlags, Uid, fchown, fstat, fstatfs, makedev};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
-use rustix::process::{Pid, Signal, WaitOptions, ioctl_tiocsctty, kill_process, waitpid};
-use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, openpt, unlockpt};
-use rustix::stdio::{dup2_stderr, dup2_stdin, dup2_stdout};
+use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
+use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
 
 use super::message::{Console, Reply, send};
+use crate::opening::{self, Proc};
 use crate::paths;
 
 /// Waits for the terminal while libcontainer builds: it sets size and owner before the program runs, and sends the
@@ -92,24 +92,21 @@ fn ready(master: &OwnedFd, console: Console) -> io::Result<OwnedFd> {
     Ok(peer)
 }
 
-/// Opens a terminal of the container that the calling process is in and makes it the session's; returns the master side.
-pub(super) fn open(console: Console) -> io::Result<OwnedFd> {
-    let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)?;
-    check_ptmx(&master)?;
+/// Makes a terminal of the container with this root directory; returns the master side and the one that the process gets.
+pub(super) fn make(console: Console, proc: &Proc, root: impl AsFd) -> io::Result<(OwnedFd, OwnedFd)> {
+    let found = opening::find(root, Path::new("dev/ptmx"))?;
+    check_ptmx(&found)?;
+    let master = proc.reopen(&found, OFlags::RDWR | OFlags::NOCTTY)?;
     unlockpt(&master)?;
     let peer = ready(&master, console)?;
-    ioctl_tiocsctty(&peer)?;
-    dup2_stdin(&peer)?;
-    dup2_stdout(&peer)?;
-    dup2_stderr(&peer)?;
-    Ok(master)
+    Ok((master, peer))
 }
 
 /// What a container has at `/dev/ptmx` is its own affair; taken for a terminal is only what the kernel has there.
-fn check_ptmx(master: &OwnedFd) -> io::Result<()> {
+fn check_ptmx(found: &OwnedFd) -> io::Result<()> {
     /// `DEVPTS_SUPER_MAGIC` of linux/magic.h.
     const DEVPTS: i64 = 0x1cd1;
-    let (file, system) = (fstat(master)?, fstatfs(master)?);
+    let (file, system) = (fstat(found)?, fstatfs(found)?);
     let is_ptmx = FileType::from_raw_mode(file.st_mode).is_char_device() && file.st_rdev == makedev(5, 2);
     if system.f_type != DEVPTS || !is_ptmx {
         return Err(io::Error::other("/dev/ptmx does not lead to the container's terminals"));

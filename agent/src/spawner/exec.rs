@@ -3,21 +3,18 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::{Arc, Mutex, MutexGuard, mpsc};
 
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
-use rustix::process::{
-    DumpableBehavior, Pid, Signal, WaitOptions, kill_process, set_dumpable_behavior, waitpid,
-};
-use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
+use rustix::process::{DumpableBehavior, Signal, WaitOptions, kill_process, set_dumpable_behavior, waitpid};
 
-use super::join::{self, Exec};
-use super::message::{Reply, SpawnerError, receive, send};
+use super::birth::{self, Birth, Origin};
+use super::join::Exec;
+use super::message::{Reply, SpawnerError, failure, receive, send};
 use super::program::plain;
-use crate::paths;
+use crate::sync::lock;
 
 /// Makes the process and waits until it runs its program. `init` is the pid of the container's first process, which
 /// `exec` has a descriptor of. `agent` learns the terminal's master side, if there is one.
@@ -26,117 +23,96 @@ use crate::paths;
 ///
 /// The new process's own words when it does not come to run its program; nothing of it is left then.
 pub(super) fn start(id: &str, init: i32, exec: Exec, agent: &OwnedFd) -> Result<i32, String> {
-    let failed = |what: &str, error: &io::Error| format!("{what}: {}", plain(error));
-    // The container's processes see the new one before it is one of them.
+    let failed = |what: &str, error: io::Error| format!("{what}: {}", plain(&error));
+    // The container's processes see the new one before it runs its program.
     set_dumpable_behavior(DumpableBehavior::NotDumpable)
-        .map_err(|error| failed("shield a process of the agent", &error.into()))?;
-    move_into_thread_name_spaces(exec.init.as_fd(), ThreadNameSpaceType::PROCESS_ID)
-        .map_err(|error| failed("join the container's PID namespace", &error.into()))?;
-    let (ours, theirs) = super::pair().map_err(|error| failed("make a socket", &error))?;
-    let child = match be_born(id, init) {
-        Ok(Some(pid)) => pid,
-        Ok(None) => join::run(exec, theirs),
-        Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => {
-            return Err("make a process: the container has as many processes as it may".to_owned());
+        .map_err(|error| failed("shield a process of the agent", error.into()))?;
+    // From its birth, and never the agent's own, which is exempt.
+    let score = exec.process.oom_score_adj().unwrap_or(0);
+    set_oom_score(score).map_err(|error| failed(&format!("set the OOM score to {score}"), error))?;
+    let (ours, theirs) = super::pair().map_err(|error| failed("make a socket", error))?;
+    let agents = agent.try_clone().map_err(|error| failed("make a socket", error))?;
+    let origin = Origin { id: id.to_owned(), init, exec, agent: agents };
+
+    let birth = Arc::new(Mutex::new(Birth::Expected));
+    // Whoever has it may use the C library, of whose locks the new process has copies: none is held when it is born.
+    let alone = lock(&birth);
+    let (left, has_left) = mpsc::channel();
+    let copy = Arc::clone(&birth);
+    let midwife = std::thread::Builder::new().spawn(move || {
+        let done = birth::leave_the_others();
+        let apart = done.is_ok();
+        let _ = left.send(done);
+        if apart && let Err(text) = birth::bear(origin, &theirs, &copy) {
+            // Nobody may be listening.
+            let _ = send(&theirs, &failure(text), &[]);
         }
-        Err(error) => return Err(failed("make a process in the container's cgroup", &error)),
-    };
-    drop((theirs, exec));
-    let running = watch(&ours, agent);
-    if running.is_err() {
-        let _ = kill_process(child, Signal::KILL);
-        let _ = waitpid(Some(child), WaitOptions::empty());
+    });
+    midwife.map_err(|error| failed("make a thread", error))?;
+    has_left
+        .recv()
+        .unwrap_or_else(|_| Err(io::ErrorKind::BrokenPipe.into()))
+        .and_then(|()| {
+            // The other thread's, above all its end of `ours`.
+            birth::close_all_but(&[&ours, agent].map(|fd| fd.as_raw_fd().unsigned_abs()))
+        })
+        .map_err(|error| failed("take a thread's descriptors apart", error))?;
+    let (running, mut alone) = watch(&ours, agent, &birth, alone);
+    // What builds it is as precious as ever, now that the process has its own.
+    let _ = set_oom_score(EXEMPT);
+    match (running, std::mem::replace(&mut *alone, Birth::Unwanted)) {
+        (Ok(()), Birth::Born(pid)) => Ok(pid.as_raw_nonzero().get()),
+        (Err(text), Birth::Born(pid)) => {
+            let _ = kill_process(pid, Signal::KILL);
+            let _ = waitpid(Some(pid), WaitOptions::empty());
+            Err(text)
+        }
+        (Ok(()), _) => Err(NOT_RUN.to_owned()),
+        (Err(text), _) => Err(text),
     }
-    running.map(|()| child.as_raw_nonzero().get())
 }
 
-/// Waits until the process runs its program, which closes its end of `status`, or the agent gives up.
-fn watch(status: &OwnedFd, agent: &OwnedFd) -> Result<(), String> {
+/// What the OOM killer never chooses.
+const EXEMPT: i32 = -1000;
+
+fn set_oom_score(score: i32) -> io::Result<()> {
+    fs::write("/proc/self/oom_score_adj", score.to_string())
+}
+
+const NOT_RUN: &str = "the process ended before it ran its program";
+
+/// Waits until the process runs its program, which closes its end of `status`, or the agent gives up. The birth's lock is free
+/// only while this thread waits.
+fn watch<'a>(
+    status: &OwnedFd,
+    agent: &OwnedFd,
+    birth: &'a Mutex<Birth>,
+    mut alone: MutexGuard<'a, Birth>,
+) -> (Result<(), String>, MutexGuard<'a, Birth>) {
     let mut going = false;
     loop {
+        drop(alone);
         let mut fds = [PollFd::new(status, PollFlags::IN), PollFd::new(agent, PollFlags::IN)];
-        match poll(&mut fds, None) {
+        let polled = poll(&mut fds, None);
+        alone = lock(birth);
+        match polled {
             Ok(_) | Err(Errno::INTR) => {}
-            Err(error) => return Err(format!("wait for a process: {error}")),
+            Err(error) => return (Err(format!("wait for a process: {error}")), alone),
         }
         let [said, given_up] = fds.map(|fd| !fd.revents().is_empty());
         // The agent has nothing to say before it has its answer.
         if given_up {
-            return Err("nobody waits for the process any more".to_owned());
+            return (Err("nobody waits for the process any more".to_owned()), alone);
         }
         if !said {
             continue;
         }
+        // A process that a container's own has taken over says what that wants: which one it is, it is not asked.
         match receive::<Reply>(status) {
-            Ok((Reply::Console, fds)) => {
-                let fds: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
-                send(agent, &Reply::Console, &fds).map_err(|error| error.to_string())?;
-            }
             Ok((Reply::Going, _)) => going = true,
-            Ok((Reply::Error(text), _)) => return Err(text),
-            Err(SpawnerError::NoAnswer) if going => return Ok(()),
-            Ok((Reply::Pid(_), _)) | Err(_) => {
-                return Err("the process ended before it ran its program".to_owned());
-            }
-        }
-    }
-}
-
-/// Clones the calling process into the container's cgroup, or, when that has given its processes to cgroups of its own, into
-/// the one that the container's first process is in; `None` in the new process.
-fn be_born(id: &str, init: i32) -> io::Result<Option<Pid>> {
-    match clone_into(&paths::container_cgroup(id)) {
-        Err(error) if matches!(error.raw_os_error(), Some(libc::EBUSY | libc::EOPNOTSUPP)) => {
-            clone_into(&cgroup_of_init(id, init)?)
-        }
-        born => born,
-    }
-}
-
-/// The cgroup of a container's first process, which lies below the container's own.
-fn cgroup_of_init(id: &str, init: i32) -> io::Result<PathBuf> {
-    let text = fs::read_to_string(format!("/proc/{init}/cgroup"))?;
-    below_container(&text, &paths::container_cgroup(id)).ok_or_else(|| io::ErrorKind::NotFound.into())
-}
-
-/// The path in a `/proc/PID/cgroup`, if it lies below `container`.
-fn below_container(text: &str, container: &Path) -> Option<PathBuf> {
-    let path = text.lines().find_map(|line| line.strip_prefix("0::/"))?;
-    let path = Path::new(paths::CGROUP).join(path);
-    let plain = !path.components().any(|part| part == std::path::Component::ParentDir);
-    (plain && path.starts_with(container)).then_some(path)
-}
-
-/// `clone3(2)`, without memory shared, into a cgroup: the new process is never anywhere else.
-fn clone_into(cgroup: &Path) -> io::Result<Option<Pid>> {
-    const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
-    let cgroup = rustix::fs::open(cgroup, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-    // SAFETY: all-zero is a valid value of this plain structure.
-    let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
-    arguments.flags = CLONE_INTO_CGROUP;
-    arguments.exit_signal = libc::SIGCHLD.unsigned_abs().into();
-    arguments.cgroup = cgroup.as_raw_fd().unsigned_abs().into();
-    // SAFETY: `arguments` lives through the call. As with fork, the new process has a copy of this one's memory and its only
-    // thread, so it may go on as an ordinary process.
-    match unsafe { libc::syscall(libc::SYS_clone3, &raw const arguments, size_of::<libc::clone_args>()) } {
-        -1 => Err(io::Error::last_os_error()),
-        0 => Ok(None),
-        pid => Ok(i32::try_from(pid).ok().and_then(Pid::from_raw)),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_cgroup_outside_the_containers_is_not_taken_for_its_own() {
-        let container = paths::container_cgroup("c");
-        let below = |text| below_container(text, &container);
-        assert_eq!(below("0::/pod/c/init\n"), Some(container.join("init")));
-        assert_eq!(below("1:name=x:/pod/c\n0::/pod/c\n"), Some(container.clone()));
-        for other in ["", "0::/", "0::/pod/other", "0::/pod/cc", "0::/pod/c/../../agent", "1:cpu:/pod/c"] {
-            assert_eq!(below(other), None, "{other}");
+            Ok((Reply::Error(text), _)) => return (Err(text), alone),
+            Err(SpawnerError::NoAnswer) if going => return (Ok(()), alone),
+            Ok((Reply::Pid(_) | Reply::Console, _)) | Err(_) => return (Err(NOT_RUN.to_owned()), alone),
         }
     }
 }

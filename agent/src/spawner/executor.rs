@@ -4,14 +4,17 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 use std::rc::Rc;
 
-use libcontainer::oci_spec::runtime::Spec;
+use libcontainer::oci_spec::runtime::{Process, Spec};
 use libcontainer::workload::{Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError};
 use rustix::fs::{FileType, Mode, OFlags, fstat, makedev, open};
 use rustix::stdio::{dup2_stderr, dup2_stdin, dup2_stdout};
 
 use super::program::Program;
+use super::user;
+use crate::opening::{self, Proc};
 
 /// Executes the program of the spec's process, the seccomp filter loaded as the last thing before.
 ///
@@ -40,7 +43,7 @@ impl Executor for GuestExecutor {
         let refuse = ExecutorValidationError::ArgValidationError;
         let process = spec.process().as_ref().ok_or_else(|| refuse("the spec has no process".to_owned()))?;
         reopen_null().map_err(|error| refuse(format!("open /dev/null: {error}")))?;
-        self.program.replace(Some(Program::find(process).map_err(refuse)?));
+        self.program.replace(Some(Program::find(process, &|| home(process)).map_err(refuse)?));
         Ok(())
     }
 
@@ -62,6 +65,12 @@ impl Executor for GuestExecutor {
     }
 }
 
+/// The home directory of the process's user; nothing is known where the container has no `/proc`, by which files are opened.
+fn home(process: &Process) -> String {
+    let places = Proc::open().and_then(|proc| Ok((proc, opening::directory(Path::new("/"))?)));
+    places.map_or_else(|_| "/".to_owned(), |(proc, root)| user::home(&proc, root, process.user().uid()))
+}
+
 /// libcontainer opens the container's `/dev/null` for reading only; as with runc, it is open for both wherever it stands in for a
 /// stream: where output goes there, it must go without an error.
 fn reopen_null() -> io::Result<()> {
@@ -76,10 +85,16 @@ fn reopen_null() -> io::Result<()> {
     if !in_is_null && !out_is_null && !err_is_null {
         return Ok(());
     }
-    let null = open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+    // A device does things when it is opened: none is that is not this one.
+    let null = opening::find(opening::directory(Path::new("/"))?, Path::new("dev/null"))?;
     if !is_null(null.as_fd())? {
         return Err(io::Error::other("it is something else"));
     }
+    let null = match Proc::open() {
+        Ok(proc) => proc.reopen(&null, OFlags::RDWR)?,
+        // Without a `/proc`. Nobody else is in the container yet.
+        Err(_) => open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?,
+    };
     if in_is_null {
         dup2_stdin(&null)?;
     }

@@ -1,8 +1,7 @@
 //! An exec, from its own side: how a process just born becomes one of a container's and comes to its program.
 
-use std::fs;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use libcontainer::capabilities;
@@ -10,14 +9,12 @@ use libcontainer::syscall::syscall::create_syscall;
 use oci_spec::runtime::{LinuxPersonalityDomain, Process, User};
 use rustix::fs::{Gid, Mode, Uid};
 use rustix::io::Errno;
-use rustix::process::{chdir, getcwd, setsid, umask};
-use rustix::stdio::{dup2_stderr, dup2_stdin, dup2_stdout};
+use rustix::process::{chdir, getcwd, ioctl_tiocsctty, setsid, umask};
 use rustix::thread::{
     ThreadNameSpaceType, move_into_thread_name_spaces, set_keep_capabilities, set_no_new_privs,
     set_thread_groups, set_thread_res_gid, set_thread_res_uid,
 };
 
-use super::console;
 use super::message::{Console, Reply, failure, send};
 use super::program::{Program, plain};
 use super::scheduling;
@@ -30,6 +27,8 @@ pub(super) struct Exec {
     pub(super) init: OwnedFd,
     /// What to run, and as whom.
     pub(super) process: Process,
+    /// That user's home directory in the container; known once its root is.
+    pub(super) home: String,
     /// Standard descriptors, unless there is a terminal.
     pub(super) stdio: Option<[OwnedFd; 3]>,
     /// The terminal to make.
@@ -40,54 +39,36 @@ pub(super) struct Exec {
     pub(super) filter: Option<Vec<u8>>,
 }
 
-/// Runs the program, or says on `status` why it cannot be run, and ends.
-pub(super) fn run(mut exec: Exec, status: OwnedFd) -> ! {
+/// Runs the program, or says on `status` why it cannot be run, and ends. The process has its container's mount namespace and
+/// its standard streams; beside them it has descriptors of `status` and of `exec` only.
+pub(super) fn run(mut exec: Exec, status: &OwnedFd) -> ! {
     let filter = exec.filter.take();
-    let text = match become_one(exec, &status) {
+    let text = match become_one(exec) {
         Ok(program) => {
-            let _ = send(&status, &Reply::Going, &[]);
+            let _ = send(status, &Reply::Going, &[]);
             program.execute(filter.as_deref())
         }
         Err(error) => error.to_string(),
     };
     // One packet, by `write`: a filter made for the program may refuse `sendmsg`.
     let packet = serde_json::to_vec(&failure(text)).unwrap_or_default();
-    let _ = rustix::io::write(&status, &packet);
+    let _ = rustix::io::write(status, &packet);
     // SAFETY: the process ends here and now; nothing of the builder's that it has copies of is torn down.
     unsafe { libc::_exit(255) }
 }
 
 /// From the builder's copy to a process of the container that has only to execute its program.
-fn become_one(exec: Exec, status: &OwnedFd) -> Result<Program> {
-    let Exec { init, process, stdio, console, personality, .. } = exec;
-    // While `/proc` is the agent's. Never the agent's own score, which is exempt.
-    let score = process.oom_score_adj().unwrap_or(0);
-    fs::write("/proc/self/oom_score_adj", score.to_string())
-        .attempt(|| format!("set the OOM score to {score}"))?;
-    setsid().attempt(|| "make a session".to_owned())?;
-    scheduling::apply(&process)?;
-    move_into_thread_name_spaces(
-        init.as_fd(),
-        ThreadNameSpaceType::MOUNT
-            | ThreadNameSpaceType::CONTROL_GROUP
-            | ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME
-            | ThreadNameSpaceType::INTER_PROCESS_COMMUNICATION
-            | ThreadNameSpaceType::NETWORK,
-    )
-    .attempt(|| "join the container's namespaces".to_owned())?;
+fn become_one(exec: Exec) -> Result<Program> {
+    let Exec { init, process, home, console, personality, .. } = exec;
+    // First, and not before the birth: whoever is in it may make no processes in cgroups outside.
+    move_into_thread_name_spaces(init.as_fd(), ThreadNameSpaceType::CONTROL_GROUP)
+        .attempt(|| "join the container's cgroup namespace".to_owned())?;
     drop(init);
-    if let Some([stdin, stdout, stderr]) = stdio {
-        dup2_stdin(stdin)
-            .and_then(|()| dup2_stdout(stdout))
-            .and_then(|()| dup2_stderr(stderr))
-            .attempt(|| "take the standard descriptors".to_owned())?;
+    setsid().attempt(|| "make a session".to_owned())?;
+    if console.is_some() {
+        ioctl_tiocsctty(io::stdin()).attempt(|| "take the terminal".to_owned())?;
     }
-    if let Some(console) = console {
-        let master = console::open(console).attempt(|| "make a terminal".to_owned())?;
-        send(status, &Reply::Console, &[master.as_fd()])
-            .map_err(|error| AgentError::Failed(error.to_string()))?;
-    }
-    close_others(status).attempt(|| "close descriptors".to_owned())?;
+    scheduling::apply(&process)?;
     if let Some(domain) = personality {
         set_personality(domain).attempt(|| format!("set the personality {domain:?}"))?;
     }
@@ -101,21 +82,7 @@ fn become_one(exec: Exec, status: &OwnedFd) -> Result<Program> {
     if process.no_new_privileges() == Some(true) {
         set_no_new_privs(true).attempt(|| "forbid new privileges".to_owned())?;
     }
-    Program::find(&process).map_err(AgentError::Failed)
-}
-
-/// Leaves the process its standard descriptors and `status`. Others would be within reach of the container's processes until
-/// the program runs.
-fn close_others(status: &OwnedFd) -> io::Result<()> {
-    let status = status.as_raw_fd().unsigned_abs();
-    for (first, last) in [(3, status.saturating_sub(1)), (status.saturating_add(1), u32::MAX)] {
-        // SAFETY: what is closed belongs to objects of the builder's that this process neither uses nor drops.
-        let closed = first > last || unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) } == 0;
-        if !closed {
-            return Err(io::Error::last_os_error());
-        }
-    }
-    Ok(())
+    Program::find(&process, &|| home.clone()).map_err(AgentError::Failed)
 }
 
 fn set_personality(domain: LinuxPersonalityDomain) -> io::Result<()> {

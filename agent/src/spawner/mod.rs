@@ -1,11 +1,12 @@
 //! The spawner: a process with a single thread that builds containers.
 //!
 //! libcontainer clones without the C library's knowledge and changes its process's working directory, limits and
-//! environment, so it must not run beside other threads. The agent therefore forks the spawner before it has any.
+//! environment, so it must not run beside other threads. The agent therefore starts the spawner before it has any.
 //! For each request the spawner forks again; that child reads the request, builds the container or exec, answers,
 //! waits until the agent says that it has noted the new process, and exits, so that the process is handed to the agent, PID 1.
 //! A process that nobody has noted is killed.
 
+mod birth;
 mod build;
 mod console;
 mod exec;
@@ -13,6 +14,7 @@ mod executor;
 mod join;
 mod keyring;
 mod message;
+mod own_program;
 mod pause;
 mod program;
 mod scheduling;
@@ -46,7 +48,8 @@ pub struct Spawned {
 }
 
 impl Spawner {
-    /// Forks the spawner. Must be called while the process has only one thread.
+    /// Starts the spawner, a process that executes this one's program again: its `main` has to begin with
+    /// [`serve_if_called`]. Must be called while the process has only one thread.
     ///
     /// # Errors
     ///
@@ -57,9 +60,8 @@ impl Spawner {
         match unsafe { libc::fork() } {
             -1 => Err(io::Error::last_os_error()),
             0 => {
-                drop(ours);
-                serve(&theirs);
-                std::process::exit(0)
+                crate::log!("cannot execute the spawner: {}", own_program::execute(&theirs));
+                std::process::exit(1)
             }
             pid => {
                 let pid = Pid::from_raw(pid).ok_or(io::ErrorKind::InvalidData)?;
@@ -122,6 +124,14 @@ impl Spawner {
                 (Reply::Going, _) => return Err(SpawnerError::NoAnswer),
             }
         }
+    }
+}
+
+/// Serves as the spawner, for good, if that is what this process was executed for.
+pub fn serve_if_called() {
+    if let Some(socket) = own_program::socket() {
+        serve(&socket);
+        std::process::exit(0);
     }
 }
 

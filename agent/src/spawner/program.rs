@@ -9,8 +9,6 @@ use std::path::{Path, PathBuf};
 use oci_spec::runtime::Process;
 use rustix::fs::{Access, AtFlags, CWD, accessat};
 
-use super::user;
-
 /// What `execve` is given.
 #[derive(Debug, Clone)]
 pub(super) struct Program {
@@ -20,16 +18,16 @@ pub(super) struct Program {
 }
 
 impl Program {
-    /// Finds the program of a process. Root, user and working directory of the caller are those of the process.
+    /// Finds the program of a process. Root, user and working directory of the caller are those of the process; `home` is its
+    /// user's home directory.
     ///
     /// # Errors
     ///
     /// runc's words.
-    pub(super) fn find(process: &Process) -> Result<Self, String> {
+    pub(super) fn find(process: &Process, home: &dyn Fn() -> String) -> Result<Self, String> {
         let args = process.args().as_deref().unwrap_or_default();
         let name = args.first().ok_or_else(|| "the process has no arguments".to_owned())?;
-        let home = || user::home(Path::new("/"), process.user().uid());
-        let env = environment(process.env().as_deref().unwrap_or_default(), &home);
+        let env = environment(process.env().as_deref().unwrap_or_default(), home);
         let path = env.iter().find_map(|entry| entry.strip_prefix("PATH=")).unwrap_or_default();
         let program = look_up(name, path)?;
         let string = |bytes: &[u8]| {

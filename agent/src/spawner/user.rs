@@ -1,35 +1,25 @@
 //! A container's own `/etc/passwd`.
 
-use std::fs::File;
 use std::io::Read;
-use std::path::Path;
+use std::os::fd::AsFd;
 
-use rustix::fs::{Mode, OFlags, ResolveFlags, open, openat2};
+use rustix::fs::OFlags;
+
+use crate::opening::Proc;
 
 /// Largest file that is looked at, in bytes.
 const MAX_BYTES: u64 = 1 << 20;
 
-/// The home directory of a user of the container, "/" if nothing is known: runc's answer.
+/// The home directory of a user of the container with this root directory, "/" if nothing is known: runc's answer. Never leaves
+/// the root, and waits on nothing but a plain file.
 #[must_use]
-pub fn home(rootfs: &Path, uid: u32) -> String {
-    // Names of people may be written in any encoding.
-    let passwd = read(rootfs).unwrap_or_default();
-    find(&String::from_utf8_lossy(&passwd), uid).unwrap_or_else(|| "/".to_owned())
-}
-
-/// Reads the file without leaving the root file system or waiting on anything but a plain file.
-fn read(rootfs: &Path) -> Option<Vec<u8>> {
-    // The process's user may be allowed to search the directory but not to read it.
-    let root = open(rootfs, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).ok()?;
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
-    let file = openat2(&root, "etc/passwd", flags, Mode::empty(), ResolveFlags::IN_ROOT).ok()?;
-    let file = File::from(file);
-    if !file.metadata().ok()?.is_file() {
-        return None;
-    }
+pub(super) fn home(proc: &Proc, root: impl AsFd, uid: u32) -> String {
     let mut passwd = Vec::new();
-    file.take(MAX_BYTES).read_to_end(&mut passwd).ok()?;
-    Some(passwd)
+    if let Ok(file) = proc.regular(root, "etc/passwd", OFlags::RDONLY) {
+        let _ = file.take(MAX_BYTES).read_to_end(&mut passwd);
+    }
+    // Names of people may be written in any encoding.
+    find(&String::from_utf8_lossy(&passwd), uid).unwrap_or_else(|| "/".to_owned())
 }
 
 fn find(passwd: &str, uid: u32) -> Option<String> {
@@ -44,7 +34,14 @@ fn find(passwd: &str, uid: u32) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
+    use crate::opening::directory;
+
+    fn home(root: &Path, uid: u32) -> String {
+        super::home(&Proc::open().unwrap(), directory(root).unwrap(), uid)
+    }
 
     #[test]
     fn homes_are_found() {
@@ -68,6 +65,15 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         std::fs::create_dir(root.path().join("etc")).unwrap();
         std::os::unix::fs::symlink("/etc/passwd", root.path().join("etc/passwd")).unwrap();
+        assert_eq!(home(root.path(), 0), "/");
+    }
+
+    #[test]
+    fn what_is_no_regular_file_is_not_read_and_not_waited_for() {
+        use rustix::fs::{CWD, FileType, Mode, mknodat};
+        let root = tempfile::tempdir().unwrap();
+        std::fs::create_dir(root.path().join("etc")).unwrap();
+        mknodat(CWD, root.path().join("etc/passwd"), FileType::Fifo, Mode::RWXU, 0).unwrap();
         assert_eq!(home(root.path(), 0), "/");
     }
 }

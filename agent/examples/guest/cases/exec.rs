@@ -180,6 +180,24 @@ pub async fn home(client: Client) {
     container.end().await;
 }
 
+/// What a container has put where files are opened for an exec is looked at before, and nothing waits for it.
+pub async fn not_what_it_seems(client: Client) {
+    let mut container = sleeper(&client, "seems").await;
+    let script = "rm /etc/passwd && mkfifo /etc/passwd && rm /dev/ptmx && mkfifo /dev/ptmx";
+    assert_eq!(container.exec("e", &["sh", "-c", script]).await, (0, String::new(), String::new()));
+    assert_eq!(container.exec("e", &["sh", "-c", "echo $HOME"]).await.1, "/\n");
+    let refused = container.exec_with("t", process(&["true"]), true).await.err().unwrap();
+    assert!(refused.message().contains("/dev/ptmx does not lead to the container's terminals"), "{refused}");
+    // The kernel's log: whoever writes to it would be seen.
+    let script = "rm /etc/passwd && ln -s ../../proc/self/root/etc/top /etc/passwd && rm /dev/ptmx && ln -s kmsg /dev/ptmx \
+        && mknod /dev/kmsg c 1 11";
+    assert_eq!(container.exec("f", &["sh", "-c", script]).await, (0, String::new(), String::new()));
+    assert_eq!(container.exec("f", &["sh", "-c", "echo $HOME"]).await.1, "/\n");
+    let refused = container.exec_with("u", process(&["true"]), true).await.err().unwrap();
+    assert!(refused.message().contains("/dev/ptmx does not lead to the container's terminals"), "{refused}");
+    container.end().await;
+}
+
 pub async fn exec_attributes(client: Client) {
     let mut container = sleeper(&client, "attr").await;
     let mut asked = process(&[

@@ -2,6 +2,7 @@
 
 mod exec;
 mod isolation;
+mod joining;
 mod kernel;
 mod lifecycle;
 mod resources;
@@ -65,8 +66,10 @@ pub fn run() {
         exec::exec_scheduling,
         exec::exec_given_up,
         exec::exec_inherits,
+        joining::execs_show_nothing_of_the_agent,
         lifecycle::create_given_up,
         exec::home,
+        exec::not_what_it_seems,
         isolation::isolation,
         isolation::rootfs,
         isolation::readonly,
