@@ -5,14 +5,16 @@
 #   make test     unit tests, the agent's tests in a guest, the end-to-end tests (on containerd 1.6 those that depend on it)
 #   make test-all the same with every end-to-end test on both containerds, then critest in all its columns: hours
 #   make critest  Kubernetes's conformance suite for container runtimes in all columns of docs/conformance.md, which it writes: hours
+#   make faults   every fault of tests/faults, which writes its tables in docs/reliability.md: about two hours
+#   make soak     1,000 pods one after the other, some killed (SOAK_PODS=100 for fewer): hours
 #   make bench    times beside runc's, in virtual time
 #   make shell    a shell in the emulated host (CONTAINERD=1.6 for Debian's containerd)
-#   make lint     formatting, clippy, licences and advisories
+#   make lint     formatting, clippy, licences and advisories, and Miri where there is a compiler that has it
 #   make fuzz     every fuzz target for a minute (FUZZ_SECONDS=3600 for an hour, FUZZ_TARGETS="vmm/ shim/config" for some)
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := build
-.PHONY: deps kernel build initramfs host images dist e2e-binary test-unit test-agent test-e2e test test-all critest lint fuzz shell demo bench clean
+.PHONY: deps kernel build initramfs host images dist e2e-binary test-unit test-agent test-e2e test test-all critest faults soak lint fuzz shell demo bench clean
 
 CONTAINERD ?= 2.3
 TESTARGS ?=
@@ -81,6 +83,9 @@ test-all: deps
 critest: dist host
 	@tests/critest/all
 
+faults soak: e2e-binary host
+	@tests/faults/run $@
+
 lint: deps
 	$(CARGO) fmt --all --check
 	@for crate in */fuzz/Cargo.toml tests/fuzz/support/Cargo.toml; do $(CARGO) fmt --check --manifest-path $$crate || exit 1; done
@@ -90,6 +95,7 @@ lint: deps
 	@# The advisories are a git repository, which not every machine can reach.
 	@if git ls-remote -q https://github.com/RustSec/advisory-db HEAD > /dev/null 2>&1; then $(CARGO) deny check advisories; \
 	else echo "advisories not checked: their database cannot be reached"; fi
+	@tests/miri/run
 
 fuzz: deps
 	@tests/fuzz/run $(FUZZ_TARGETS)

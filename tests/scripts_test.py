@@ -101,6 +101,55 @@ class Summary(Case):
         self.assertTrue(last(done).startswith("test result: FAILED. 0 passed; 0 failed;"))
 
 
+class Reliability(Case):
+    PAGE = "# Page\n<!-- faults: begin -->\nold\n<!-- faults: end -->\nbetween\n<!-- soak: begin -->\n<!-- soak: end -->\nend\n"
+
+    def table(self, kind, rows):
+        lines = self.write("faults.tsv", "".join("\t".join(row) + "\n" for row in rows))
+        page = self.write("page.md", self.PAGE)
+        done = self.call(TESTS / "faults/table", kind, lines, page, "abc1234")
+        self.assertEqual(done.returncode, 0, done.stderr)
+        return page.read_text()
+
+    def fault(self, table, what, when, told, footprint="as it was"):
+        return ["fault", table, what, when, told, "1.5" if footprint else "", footprint, ""]
+
+    def test_a_fault_is_in_the_cell_of_its_step_and_its_process(self):
+        page = self.table("faults", [
+            ["note", "words"],
+            self.fault("kill", "shim", "boots", "exit"),
+            self.fault("kill", "mkfs", "boots", "not there", ""),
+            self.fault("kill", "shim", "runs", "error", "the footprint differs: +1 file /run/x"),
+        ])
+        self.assertIn("| step | shim | mkfs |", page)
+        self.assertIn("| boots | exit, 1.5 s | – |", page)
+        self.assertIn("| runs | **error, 1.5 s: the footprint differs: +1 file /run/x** |  |", page)
+        self.assertIn("2 faults, 1 with everything as it must be.", page)
+        self.assertIn("at commit abc1234", page)
+        self.assertNotIn("old", page)
+        self.assertTrue(page.endswith("between\n<!-- soak: begin -->\n<!-- soak: end -->\nend\n"))
+
+    def test_refused_calls_are_counted_by_caller_and_kind(self):
+        page = self.table("faults", [
+            self.fault("error", "none", "all calls are counted", "exit"),
+            ["calls", "shim", "mmap", "300"],
+            self.fault("error", "shim: mmap", "call 1 of about 300: no memory", "error"),
+            self.fault("error", "shim: mmap", "call 300 of about 300: no memory", "nothing is lost"),
+        ])
+        self.assertIn("| shim: mmap | 300 | 2 | 1 | 0 | 1 | 1.5 s | all |", page)
+        self.assertIn("2 faults, 2 with everything as it must be.", page)
+
+    def test_a_soak_has_its_bounds_and_its_deaths(self):
+        page = self.table("soak", [
+            ["soak", "pods", "200", "seed", "7"],
+            self.fault("soak", "shim", "the machine boots, pod 100", "error"),
+            ["soak", "shims", "900 KiB", "910 KiB", "at most 512 KiB more"],
+        ])
+        self.assertIn("200 pods, seed 7.", page)
+        self.assertIn("| shims | 900 KiB | 910 KiB | at most 512 KiB more |", page)
+        self.assertIn("| the machine boots, pod 100 | error, 1.5 s |", page)
+
+
 class Share(Case):
     def share(self, tests, both, times=None):
         files = [self.write("tests", "".join(f"{test}: test\n" for test in tests) + "\n2 tests, 0 benchmarks\n"), self.write("both", both)]

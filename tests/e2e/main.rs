@@ -12,6 +12,8 @@ mod density;
 mod dns;
 mod exec;
 mod failures;
+#[path = "../faults/mod.rs"]
+mod faults;
 #[path = "../hostile/mod.rs"]
 mod hostile;
 mod images;

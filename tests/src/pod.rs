@@ -38,6 +38,12 @@ pub struct Pod<'h> {
 }
 
 impl<'h> PodSpec<'h> {
+    /// A pod named after the running test, for who does everything else by itself.
+    #[must_use]
+    pub fn of_test() -> Self {
+        Self::new()
+    }
+
     pub(crate) fn new() -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(1);
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
@@ -119,7 +125,7 @@ impl<'h> PodSpec<'h> {
     }
 
     /// Makes what the kubelet makes before it runs a pod; gives the command that runs it.
-    fn prepare(&self) -> Run {
+    pub fn prepare(&self) -> Run {
         let folder = self.folder();
         fs::create_dir_all(&folder).expect("the test's folder can be made");
         let logs = self.config["log_directory"].as_str().unwrap_or_default();
@@ -130,11 +136,15 @@ impl<'h> PodSpec<'h> {
         Run::crictl().args(["runp", "--runtime", self.handler.name()]).arg(&file)
     }
 
-    fn uid(&self) -> String {
+    /// The pod's uid.
+    #[must_use]
+    pub fn uid(&self) -> String {
         self.config["metadata"]["uid"].as_str().unwrap_or_default().to_owned()
     }
 
-    fn folder(&self) -> PathBuf {
+    /// The folder in which the pod's configuration is, as `pod.json`.
+    #[must_use]
+    pub fn folder(&self) -> PathBuf {
         PathBuf::from(format!("/var/tmp/ravelin-tests/{}", self.uid()))
     }
 

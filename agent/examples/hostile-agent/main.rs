@@ -1,12 +1,13 @@
 //! An agent that was taken over: it speaks the protocol and lies. The kernel's command line says how (`hostile=MODE`), so
-//! that a pod can be started from it; see [`Mode`].
+//! that a pod can be started from it; see [`Mode`]. It runs no containers. What it is asked for before its lie it claims to have done.
 //!
-//! It runs no containers. What it is asked for before its lie it claims to have done.
+//! With `dies=` instead it is the real one, and dies at one of its calls: see [`mortal`].
 #![no_main]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test")]
 
 mod cut;
 mod liar;
+mod mortal;
 
 use std::ffi::{c_char, c_int};
 use std::io;
@@ -64,7 +65,12 @@ extern "C" fn main(_: c_int, _: *const *const c_char) -> c_int {
         return 2;
     }
     init::prepare().expect("prepare the guest");
-    let mode = Mode::of_command_line(&std::fs::read_to_string("/proc/cmdline").expect("the command line"));
+    let line = std::fs::read_to_string("/proc/cmdline").expect("the command line");
+    if let Some(death) = mortal::Death::of_command_line(&line) {
+        println!("{:?}", mortal::run(death));
+        return 1;
+    }
+    let mode = Mode::of_command_line(&line);
     let served: io::Result<()> = sync::runtime().and_then(|runtime| runtime.block_on(serve(mode)));
     println!("{served:?}");
     1
