@@ -17,6 +17,7 @@ pub mod partition;
 pub mod paths;
 pub mod process;
 pub mod reaper;
+mod removal;
 pub mod server;
 pub mod service;
 pub mod services;

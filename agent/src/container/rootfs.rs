@@ -12,7 +12,7 @@ use rustix::mount::{
 };
 
 use crate::error::{AgentError, Attempt, Result};
-use crate::paths;
+use crate::{opening, paths, removal};
 
 /// Mounts an overlay of `layers` (topmost first) for a container and returns its path.
 ///
@@ -101,65 +101,21 @@ pub fn unmount_and_clear(id: &str) -> Result<()> {
     let scratch = paths::container_scratch(id);
     // Renamed at once, so that the id is free; removed when there is time.
     let home = Path::new(paths::SCRATCH).join("trash");
-    let trash = home.join(format!("{id}-{}", unique()));
-    if fs::rename(&scratch, &trash).is_ok() {
+    let trash = format!("{id}-{}", unique());
+    if fs::rename(&scratch, home.join(&trash)).is_ok() {
         let removing = std::thread::Builder::new().name("trash".to_owned());
-        // Without a thread it stays until the pod ends.
-        if let Err(error) = removing.spawn(move || remove_tree(trash, &home)) {
+        // Without a thread, or where it cannot be removed, it stays until the pod ends. Somebody may still have a descriptor of it.
+        let remove =
+            move || opening::directory(&home).and_then(|home| Ok(removal::remove(home, trash.as_ref())?));
+        if let Err(error) = removing.spawn(remove) {
             crate::log!("cannot remove what the container {id} wrote: {error}");
         }
     }
     Ok(())
 }
 
-/// Removes a tree that a container made, however deep it is: directories are moved up to `home` one by one, so that neither
-/// the stack nor the descriptors that are open grow with its depth.
-fn remove_tree(tree: PathBuf, home: &Path) {
-    let mut left = vec![tree];
-    while let Some(directory) = left.pop() {
-        for entry in fs::read_dir(&directory).into_iter().flatten().flatten() {
-            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                let flat = home.join(format!("part-{}", unique()));
-                if fs::rename(entry.path(), &flat).is_ok() {
-                    left.push(flat);
-                }
-            } else {
-                let _ = fs::remove_file(entry.path());
-            }
-        }
-        let _ = fs::remove_dir(&directory);
-    }
-}
-
 fn unique() -> u64 {
     use std::sync::atomic::{AtomicU64, Ordering};
     static NEXT: AtomicU64 = AtomicU64::new(0);
     NEXT.fetch_add(1, Ordering::Relaxed)
-}
-
-#[cfg(test)]
-mod tests {
-    use rustix::fs::{Mode, OFlags, mkdirat, openat};
-
-    use super::*;
-
-    #[test]
-    fn a_tree_of_any_depth_and_width_is_removed() {
-        let home = tempfile::tempdir().unwrap();
-        let tree = home.path().join("tree");
-        fs::create_dir_all(tree.join("wide")).unwrap();
-        for name in 0..100 {
-            fs::create_dir(tree.join(format!("wide/{name}"))).unwrap();
-            std::os::unix::fs::symlink("/etc", tree.join(format!("wide/{name}/link"))).unwrap();
-        }
-        // Deeper than any path can name, and than a stack has room for.
-        let mut at = rustix::fs::open(&tree, OFlags::PATH, Mode::empty()).unwrap();
-        for _ in 0..20_000 {
-            mkdirat(&at, "d", Mode::RWXU).unwrap();
-            at = openat(&at, "d", OFlags::PATH, Mode::empty()).unwrap();
-        }
-        remove_tree(tree, home.path());
-        assert_eq!(fs::read_dir(home.path()).unwrap().count(), 0);
-        assert!(Path::new("/etc/passwd").exists());
-    }
 }

@@ -95,6 +95,7 @@ pub fn run() {
         volumes::propagation,
         volumes::at_once,
         volumes::room,
+        volumes::made_writable,
         resources::limits,
         resources::oom,
         resources::fork_bomb,

@@ -325,3 +325,36 @@ pub async fn room(mut client: Client) {
     assert_eq!(client.read_volume(read).await.unwrap().into_inner().data[..], [0; 4]);
     container.end().await;
 }
+
+/// A container that may mount takes the read-only off what the agent pushes, and puts links there: the agent follows none.
+pub async fn made_writable(mut client: Client) {
+    let victim = std::path::Path::new("/run/victim");
+    std::fs::create_dir(victim).unwrap();
+    std::fs::write(victim.join("file"), "kept").unwrap();
+    let config = |version: &'static str| api::PushVolumeRequest {
+        volume: "rw".into(),
+        entries: vec![file("below/key", version), file("other", version)],
+        single_file: false,
+        writable: false,
+    };
+    client.push_volume(config("one")).await.unwrap();
+    let script = "mount -o remount,bind,rw /cfg && cd /cfg && rm -r below other && ln -s /run/victim below && \
+        ln -s /run/victim/file other && ln -s /run/victim ..writing && mkdir -p more/more && ln -s /run/victim more/more/x && \
+        echo done; exec sleep 1000";
+    let mut mounter = with_binds(spec(&["sh", "-c", script]), &["/cfg"]);
+    for set in ["bounding", "effective", "permitted"] {
+        mounter["process"]["capabilities"][set].as_array_mut().unwrap().push(json!("CAP_SYS_ADMIN"));
+    }
+    let mounts = vec![pushed(6, "rw", "")];
+    let container = Container::create_with(&client, "rw", mounter, false, |request| request.mounts = mounts);
+    let mut container = container.await.unwrap();
+    container.start().await;
+    let mut lines = BufReader::new(&mut container.streams.stdout).lines();
+    assert_eq!(lines.next_line().await.unwrap().as_deref(), Some("done"));
+    client.push_volume(config("two")).await.unwrap();
+    let seen = container.exec("e", &["sh", "-c", "cd /cfg; cat below/key other; ls -A"]).await;
+    assert_eq!(seen, (0, "twotwobelow\nother\n".to_owned(), String::new()));
+    assert_eq!(std::fs::read_to_string(victim.join("file")).unwrap(), "kept");
+    assert_eq!(std::fs::read_dir(victim).unwrap().count(), 1);
+    container.end().await;
+}

@@ -139,3 +139,68 @@ fn paths_and_links_out_of_the_volume_are_refused() {
         assert!(check_name(name).is_err(), "{name:?}");
     }
 }
+
+#[test]
+fn what_a_container_put_into_a_volume_is_not_followed_and_gone_with_the_next_push() {
+    let root = volumes();
+    let kept = tempfile::tempdir().unwrap();
+    fs::write(kept.path().join("file"), "kept").unwrap();
+    let entries = vec![dir("d"), dir("d/deep"), file("d/deep/a", "1"), file("b", "2"), link("l", "b")];
+    push(root.path(), &request(entries.clone())).unwrap();
+    let volume = root.path().join("trees/v");
+    // As one that may mount can, in a volume that it has made writable.
+    for taken in ["d", "b", "l", "..writing", "..data_tmp"] {
+        let path = volume.join(taken);
+        let _ = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+        symlink(kept.path(), &path).unwrap();
+    }
+    push(root.path(), &request(entries.clone())).unwrap();
+    assert_eq!(fs::read_to_string(volume.join("d/deep/a")).unwrap(), "1");
+    assert_eq!(fs::read_to_string(volume.join("l")).unwrap(), "2");
+    // What the host no longer has is pruned, by whatever name it can be reached.
+    fs::remove_dir_all(volume.join("d/deep")).unwrap();
+    symlink(kept.path(), volume.join("d/deep")).unwrap();
+    fs::create_dir_all(volume.join("more/and/more")).unwrap();
+    symlink(kept.path(), volume.join("more/and/link")).unwrap();
+    push(root.path(), &request(vec![dir("d"), dir("d/deep"), file("b", "3")])).unwrap();
+    assert_eq!(fs::read_to_string(volume.join("b")).unwrap(), "3");
+    assert!(!volume.join("d/deep").is_symlink() && !volume.join("more").exists());
+    assert_eq!(fs::read_dir(kept.path()).unwrap().count(), 1);
+    assert_eq!(fs::read_to_string(kept.path().join("file")).unwrap(), "kept");
+}
+
+#[test]
+fn a_link_in_the_place_of_the_kubelets_directories_is_replaced() {
+    let root = volumes();
+    let kept = tempfile::tempdir().unwrap();
+    fs::write(kept.path().join("key"), "kept").unwrap();
+    let version = |name: &str, text| {
+        vec![dir(name), file(&format!("{name}/key"), text), link("..data", name), link("key", "..data/key")]
+    };
+    push(root.path(), &request(version("..1", "one"))).unwrap();
+    let volume = root.path().join("trees/v");
+    for taken in ["..2", "..gone"] {
+        symlink(kept.path(), volume.join(taken)).unwrap();
+    }
+    push(root.path(), &request(version("..2", "two"))).unwrap();
+    assert_eq!(fs::read_to_string(volume.join("key")).unwrap(), "two");
+    assert!(!volume.join("..2").is_symlink() && !volume.join("..gone").is_symlink());
+    assert_eq!(fs::read_to_string(kept.path().join("key")).unwrap(), "kept");
+}
+
+#[test]
+fn a_single_file_is_only_written_and_read_as_a_regular_file() {
+    let root = volumes();
+    let fifo = |path: &Path| {
+        let kind = rustix::fs::FileType::Fifo;
+        rustix::fs::mknodat(rustix::fs::CWD, path, kind, rustix::fs::Mode::RWXU, 0).unwrap();
+    };
+    fifo(&root.path().join("files/v"));
+    let mut single = request(vec![file("", "text")]);
+    single.single_file = true;
+    let refused = push(root.path(), &single).unwrap_err().to_string();
+    assert!(refused.ends_with("it is not a regular file"), "{refused}");
+    fifo(&root.path().join("logs/w"));
+    let read_back = api::ReadVolumeRequest { volume: "w".into(), max_bytes: 4, remove: false };
+    assert!(matches!(read(root.path(), &read_back), Err(AgentError::Invalid(_))));
+}
