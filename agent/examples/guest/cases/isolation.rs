@@ -224,5 +224,12 @@ pub async fn session_keyring(client: Client) {
     // An exec has the container's, not one more.
     container.exec_with("e", process(&["sleep", "1000"]), false).await.unwrap();
     assert_eq!(rings(), 1);
+    // Another container has another, whatever its user.
+    let mut other = spec(&["sleep", "1000"]);
+    other["process"]["user"] = json!({"uid": 1000, "gid": 1000});
+    let mut other = Container::create(&client, "ring-b", other).await.unwrap();
+    other.start().await;
+    assert_eq!(rings(), 2);
+    other.end().await;
     container.end().await;
 }

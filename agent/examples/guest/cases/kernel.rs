@@ -71,7 +71,7 @@ const THERE: &str = "NAMESPACES NET_NS PID_NS IPC_NS UTS_NS USER_NS CGROUPS CGRO
     NETFILTER_XT_MATCH_CONNTRACK NETFILTER_XT_MATCH_IPVS NETFILTER_XT_MATCH_MULTIPORT NETFILTER_XT_MATCH_STATISTIC \
     NETFILTER_XT_TARGET_REDIRECT CRYPTO CRYPTO_AEAD CRYPTO_GCM CRYPTO_SEQIV CRYPTO_GHASH XFRM XFRM_USER XFRM_ALGO \
     INET_ESP INET6_ESP PANIC_ON_OOPS INET_DIAG_DESTROY NFT_FLOW_OFFLOAD NFT_SYNPROXY NET_SCH_PRIO NET_SCH_SFQ \
-    NET_CLS_FLOWER PTP_1588_CLOCK_KVM";
+    NET_CLS_FLOWER PTP_1588_CLOCK_KVM STATIC_USERMODEHELPER";
 /// What is left out for its width.
 const LEFT_OUT: &str = "MODULES KEXEC DEVMEM PROC_KCORE MD KSM VSOCKETS_DIAG CRYPTO_USER_API_HASH \
     EROFS_FS_ZIP CGROUP_NET_PRIO CGROUP_NET_CLASSID NETFILTER_XTABLES_COMPAT NET_9P KPROBES FTRACE XFS_FS BTRFS_FS";
@@ -86,6 +86,8 @@ pub async fn what_is_built_in(client: Client) {
     let lost: Vec<_> = THERE.split_whitespace().filter(|option| !set(option)).collect();
     let found: Vec<_> = LEFT_OUT.split_whitespace().filter(|option| set(option)).collect();
     assert!(lost.is_empty() && found.is_empty(), "missing: {lost:?}, there after all: {found:?}");
+    // The one program that the kernel may start has no name.
+    assert!(lines.contains("CONFIG_STATIC_USERMODEHELPER_PATH=\"\""), "{err}");
     for line in [
         "matches ttl",
         "matches quota",

@@ -1,5 +1,6 @@
 //! The cases: each a short story told to the agent by its host.
 
+mod boot;
 mod exec;
 mod isolation;
 mod joining;
@@ -44,6 +45,8 @@ pub fn run() {
         )*};
     }
     cases!(
+        boot::cgroups_are_delegated,
+        boot::nothing_is_left_of_the_initramfs,
         lifecycle::plain_run,
         lifecycle::start_held_up,
         lifecycle::errors,
