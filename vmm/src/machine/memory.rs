@@ -1,7 +1,6 @@
 //! The guest's memory: private, anonymous, huge pages where the host has them.
 
 use std::io;
-use std::ptr::null_mut;
 
 use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
 use vm_memory::{
@@ -71,12 +70,13 @@ pub fn allocate(memory_mib: u32) -> Result<GuestMemory, MemoryError> {
 
 /// Maps `length` bytes at an address that is a multiple of [`HUGE_PAGE`]. Before and behind them are pages that cannot be
 /// touched, so that who runs over the end of guest memory does not run on into this process's own.
+#[cfg(not(miri))]
 fn map(length: usize) -> io::Result<*mut u8> {
     let room = length.checked_add(2 * HUGE_PAGE).ok_or(io::ErrorKind::OutOfMemory)?;
     // SAFETY: a new anonymous mapping at an address of the kernel's choice touches nothing that exists.
     let address = unsafe {
         libc::mmap(
-            null_mut(),
+            std::ptr::null_mut(),
             room,
             libc::PROT_NONE,
             libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
@@ -103,6 +103,15 @@ fn map(length: usize) -> io::Result<*mut u8> {
         libc::madvise(aligned.cast(), length, libc::MADV_DONTDUMP);
     }
     Ok(aligned)
+}
+
+/// The same of the allocator's memory: the interpreter of the tests knows no pages. It is never given back either.
+#[cfg(miri)]
+fn map(length: usize) -> io::Result<*mut u8> {
+    let layout = std::alloc::Layout::from_size_align(length, HUGE_PAGE).map_err(io::Error::other)?;
+    // SAFETY: no guest memory is empty.
+    let address = unsafe { std::alloc::alloc_zeroed(layout) };
+    if address.is_null() { Err(io::ErrorKind::OutOfMemory.into()) } else { Ok(address) }
 }
 
 /// Gives the pages wholly inside `[start, start + length)` back to the host; the guest reads from them next what they held

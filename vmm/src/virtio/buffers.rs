@@ -330,6 +330,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "it knows no vectored system calls")]
     fn files_and_sockets_move_bytes_without_a_copy() {
         let memory = memory::allocate(64).unwrap();
         let buffers = two_pieces(&memory);

@@ -268,6 +268,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "it knows no vectored system calls")]
     fn reads_outside_an_extent_fail_and_a_short_file_reads_as_zeros() {
         let memory = memory::allocate(64).unwrap();
         let extents = Extents::new(true);
@@ -316,6 +317,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "it knows no vectored system calls")]
     fn a_writable_extent_takes_writes_and_zeroes() {
         let memory = memory::allocate(64).unwrap();
         let extents = Extents::new(false);
