@@ -145,17 +145,26 @@ fn what_a_container_put_into_a_volume_is_not_followed_and_gone_with_the_next_pus
     let root = volumes();
     let kept = tempfile::tempdir().unwrap();
     fs::write(kept.path().join("file"), "kept").unwrap();
-    let entries = vec![dir("d"), dir("d/deep"), file("d/deep/a", "1"), file("b", "2"), link("l", "b")];
+    let entries = vec![
+        dir("d"),
+        dir("d/deep"),
+        file("d/deep/a", "1"),
+        file("unsaid/a", "1"),
+        file("b", "2"),
+        link("l", "b"),
+    ];
     push(root.path(), &request(entries.clone())).unwrap();
     let volume = root.path().join("trees/v");
     // As one that may mount can, in a volume that it has made writable.
-    for taken in ["d", "b", "l", "..writing", "..data_tmp"] {
+    for taken in ["d", "unsaid", "b", "l", "..writing", "..data_tmp"] {
         let path = volume.join(taken);
         let _ = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
         symlink(kept.path(), &path).unwrap();
     }
     push(root.path(), &request(entries.clone())).unwrap();
-    assert_eq!(fs::read_to_string(volume.join("d/deep/a")).unwrap(), "1");
+    for file in ["d/deep/a", "unsaid/a"] {
+        assert_eq!(fs::read_to_string(volume.join(file)).unwrap(), "1");
+    }
     assert_eq!(fs::read_to_string(volume.join("l")).unwrap(), "2");
     // What the host no longer has is pruned, by whatever name it can be reached.
     fs::remove_dir_all(volume.join("d/deep")).unwrap();
