@@ -31,7 +31,7 @@ pub fn remove(home: impl AsFd, name: &OsStr) -> Result<()> {
                 continue;
             }
         }
-        let emptied = enter(&home, &name).and_then(|directory| empty(&directory, &home, &mut left));
+        let emptied = enter(home, &name).and_then(|directory| empty(&directory, home, &mut left));
         let removed = match unlinkat(home, &name, AtFlags::REMOVEDIR) {
             Err(Errno::NOENT) => Ok(()),
             removed => removed,

@@ -9,7 +9,7 @@ use crate::host::Client;
 
 fn mounted(at: &str) -> String {
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
-    let found = mounts.lines().filter(|line| line.split(' ').nth(1) == Some(at)).next_back();
+    let found = mounts.lines().rfind(|line| line.split(' ').nth(1) == Some(at));
     found.unwrap_or_else(|| panic!("nothing is mounted at {at}: {mounts}")).to_owned()
 }
 
