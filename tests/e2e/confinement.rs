@@ -118,9 +118,7 @@ fn the_shim_writes_to_nothing_that_is_not_its_own() {
     let shim = pod.process("containerd-shim-ravelin-v2").expect("a shim serves the pod");
     let shim = i32::try_from(shim).unwrap();
     let kept = format!("/run/ravelin/{}/state.json", pod.id);
-    for path in
-        ["/etc/hostname", "/usr/local/bin/containerd-shim-ravelin-v2", "/proc/sys/kernel/core_pattern"]
-    {
+    for path in ["/etc/hostname", "/usr/local/share/ravelin/vmlinux", "/proc/sys/kernel/core_pattern"] {
         let error = takeover::open(shim, path, libc::O_WRONLY).expect_err(path);
         assert_eq!(error.raw_os_error(), Some(libc::EACCES), "{path}: {error}");
         takeover::open(shim, path, libc::O_RDONLY).unwrap_or_else(|error| panic!("{path}: {error}"));

@@ -1,11 +1,12 @@
 //! What a hostile guest may do. Kernels that attack the machine, here: a few instructions in the place of one do to the
 //! devices what no driver would; the machine's process is the one that is installed, jailed and filtered as for a pod.
-//! Agents that lie to the shim: [`agent`]; machines that do: [`vmm`].
+//! Agents that lie to the shim: [`agent`]; machines that do: [`vmm`]; containers with every right in a whole guest: [`container`].
 //!
 //! Whatever a guest does, the machine answers its shim, does not grow, and ends for no reason but its own; and the shim does
 //! what containerd asks it for.
 
 mod agent;
+mod container;
 mod guest;
 mod machine;
 mod programs;
