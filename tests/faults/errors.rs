@@ -59,12 +59,16 @@ fn numbers(count: usize) -> Vec<usize> {
 }
 
 fn fail(trial: &mut Trial<'_>, order: Order, of: usize) {
-    let injector = Injector::failing(order);
-    make_all_fresh();
     let what = format!("{}: {}", order.caller.name(), order.call.name());
     let errno = std::io::Error::from_raw_os_error(order.errno);
     let when = format!("call {} of about {of}: {errno}", order.count);
-    trial.live(Fault { table: TABLE, what: &what, when: &when }, &LIFE);
+    let fault = Fault { table: TABLE, what: &what, when: &when };
+    if !fault.is_chosen() {
+        return;
+    }
+    let injector = Injector::failing(order);
+    make_all_fresh();
+    trial.live(fault, &LIFE);
     match injector.failed() {
         Some(failed) => report::line(&["note", "refused was", &failed]),
         // A life has a few calls more or less.

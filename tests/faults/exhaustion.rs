@@ -56,8 +56,11 @@ fn some<T>(all: &[T]) -> &[T] {
 fn disk(trial: &mut Trial<'_>, what: &str, filler: &Path) {
     for (moment, before) in [("before the pod", 0), ("when the pod runs", 1), ("when the container runs", 3)]
     {
-        let (mut kubelet, _) = Trial::kubelet();
         let fault = Fault { table: TABLE, what, when: moment };
+        if !fault.is_chosen() {
+            continue;
+        }
+        let (mut kubelet, _) = Trial::kubelet();
         if !trial.lead(fault, &mut kubelet, &LIFE[..before]) {
             continue;
         }
@@ -96,6 +99,9 @@ fn run(trial: &mut Trial<'_>) {
         for room in some(&[0, 8, 16, 24, 32, 48]) {
             let when = format!("{moment}, {room} KiB left");
             let fault = Fault { table: TABLE, what: "/run", when: &when };
+            if !fault.is_chosen() {
+                continue;
+            }
             let (mut kubelet, _) = Trial::kubelet();
             if !trial.lead(fault, &mut kubelet, &LIFE[..*before]) {
                 continue;
@@ -132,13 +138,17 @@ impl Drop for FullRun {
 fn shims_cgroup(trial: &mut Trial<'_>, what: &str, file: &str, values: &[&str]) {
     let what = format!("{what} of the shim");
     for value in some(values) {
+        let when = format!("{file} is {value}");
+        let fault = Fault { table: TABLE, what: &what, when: &when };
+        if !fault.is_chosen() {
+            continue;
+        }
         let cgroup = PathBuf::from("/sys/fs/cgroup/ravelin-faults");
         fs::create_dir_all(&cgroup).expect("a cgroup can be made");
         fs::write(cgroup.join(file), value).expect("a cgroup can be limited");
         let injector = Injector::confining(cgroup.clone());
-        let when = format!("{file} is {value}");
         let (mut kubelet, _) = Trial::kubelet();
-        trial.go_on(Fault { table: TABLE, what: &what, when: &when }, &mut kubelet, &LIFE, || {
+        trial.go_on(fault, &mut kubelet, &LIFE, || {
             drop(injector);
             // One that is in use is found as a part of the footprint.
             until(Duration::from_secs(10), || fs::remove_dir(&cgroup).ok());
@@ -150,9 +160,13 @@ fn shims_cgroup(trial: &mut Trial<'_>, what: &str, file: &str, values: &[&str]) 
 fn pods_cgroup(trial: &mut Trial<'_>, what: &str, file: &str, values: &[&str]) {
     let what = format!("{what} of the pod");
     for value in some(values) {
+        let when = format!("{file} is {value}");
+        let fault = Fault { table: TABLE, what: &what, when: &when };
+        if !fault.is_chosen() {
+            continue;
+        }
         let (mut kubelet, _) = Trial::kubelet();
         fs::write(kubelet.cgroup().join(file), value).expect("the pod's cgroup can be limited");
-        let when = format!("{file} is {value}");
-        trial.go_on(Fault { table: TABLE, what: &what, when: &when }, &mut kubelet, &LIFE, || {});
+        trial.go_on(fault, &mut kubelet, &LIFE, || {});
     }
 }

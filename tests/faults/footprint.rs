@@ -1,6 +1,6 @@
 //! All that pods have on a host, as a list that can be held beside an earlier one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 use std::time::Duration;
@@ -89,11 +89,12 @@ impl Footprint {
         differences
     }
 
-    /// What differs after `limit`, or nothing as soon as nothing does.
-    pub fn differs_after(&self, limit: Duration) -> Vec<String> {
+    /// What differs after `limit`, or nothing as soon as nothing does, but for what is known to.
+    pub fn differs_after(&self, limit: Duration, known: &BTreeSet<String>) -> Vec<String> {
         let mut differences = Vec::new();
         until(limit, || {
             differences = self.differences();
+            differences.retain(|difference| !known.contains(difference));
             differences.is_empty().then_some(())
         });
         differences

@@ -39,6 +39,11 @@ fn an_agent_or_a_spawner_that_dies_is_told_and_leaves_nothing() {
                 {
                     continue;
                 }
+                let when = format!("{moment} {}", call.trim_end_matches(":1").replace(":2", " of an exec"));
+                let fault = Fault { table: TABLE, what: victim, when: &when };
+                if !fault.is_chosen() {
+                    continue;
+                }
                 let order = format!("{victim}:{moment}:{call}");
                 let _config = Replaced::with(
                     CONFIG,
@@ -46,8 +51,7 @@ fn an_agent_or_a_spawner_that_dies_is_told_and_leaves_nothing() {
                         "[guest]\ninitramfs = \"{INITRAMFS}\"\ncmdline = \"dies={order}\"\n[timeouts]\nboot_seconds = 60\ncall_seconds = 30\n"
                     ),
                 );
-                let when = format!("{moment} {}", call.trim_end_matches(":1").replace(":2", " of an exec"));
-                trial.live(Fault { table: TABLE, what: victim, when: &when }, ops);
+                trial.live(fault, ops);
             }
         }
     }

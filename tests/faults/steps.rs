@@ -66,7 +66,7 @@ pub const STEPS: [Step; 19] = [
         fresh: Some(Fresh::Layers),
         ..during("a layer's image is made", Op::Start, |scene| scene.is_there(Process::Mkfs))
     },
-    during("the layers are mapped", Op::Start, |scene| scene.watch.has_layers()),
+    during("the machine has the layers", Op::Start, |scene| scene.watch.has_layers()),
     during("the container is created", Op::Start, |scene| scene.told_of_container("/tasks/create")),
     after("the container runs", Op::Start, |scene| scene.kubelet.says("ready")),
     during("an exec is made", Op::Exec, |scene| scene.told_of_container("/tasks/exec-added")),

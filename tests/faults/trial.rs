@@ -1,5 +1,6 @@
 //! A life with a fault in it, and what must be so afterwards.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 use std::sync::Once;
@@ -33,12 +34,23 @@ pub struct Fault<'a> {
     pub when: &'a str,
 }
 
+impl Fault<'_> {
+    /// Whether it is to be tried: all are, unless `FAULTS_ONLY` has words, divided by `|`, of which some are in its name.
+    pub fn is_chosen(&self) -> bool {
+        let Ok(only) = std::env::var("FAULTS_ONLY") else { return true };
+        let name = format!("{}, {}, {}", self.table, self.what, self.when);
+        only.split('|').any(|words| name.contains(words))
+    }
+}
+
 /// What one test's faults have in common.
 #[derive(Debug)]
 pub struct Trial<'h> {
     pub host: &'h Host,
     pub events: Events,
     clean: Footprint,
+    /// What earlier faults have left is not to be counted against later ones.
+    left: BTreeSet<String>,
     wrong: Vec<String>,
     count: usize,
 }
@@ -56,12 +68,19 @@ impl<'h> Trial<'h> {
             kubelet.forget();
         });
         host.assert_clean();
-        Self { host, events: Events::listen(), clean: Footprint::of_host(), wrong: Vec::new(), count: 0 }
+        Self {
+            host,
+            events: Events::listen(),
+            clean: Footprint::of_host(),
+            left: BTreeSet::new(),
+            wrong: Vec::new(),
+            count: 0,
+        }
     }
 
     /// What the host has now is what it must have after the next faults.
     pub fn begin_anew(&mut self) {
-        self.clean = Footprint::of_host();
+        (self.clean, self.left) = (Footprint::of_host(), BTreeSet::new());
     }
 
     /// Lets a pod live until it comes to its end or something is refused, with a fault that waits for it somewhere.
@@ -136,12 +155,11 @@ impl<'h> Trial<'h> {
         };
         mend();
         kubelet.forget();
-        let left = self.clean.differs_after(clean);
+        let left = self.clean.differs_after(clean, &self.left);
         if !left.is_empty() {
             wrong.push(format!("the footprint differs: {}", left.join("; ")));
-            // What is left by this fault is not to be counted against the next.
-            self.clean = Footprint::of_host();
         }
+        self.left.extend(left);
         self.count += 1;
         let words = if wrong.is_empty() { "as it was".to_owned() } else { wrong.join("; ") };
         let answer = answer.err().map(|error| error.to_string()).unwrap_or_default();
@@ -192,12 +210,12 @@ impl<'h> Trial<'h> {
 
     /// Looks at the footprint without a fault.
     pub fn look(&mut self, when: &str) {
-        let left = self.clean.differs_after(CLEAN);
+        let left = self.clean.differs_after(CLEAN, &self.left);
+        report::line(&["look", when, if left.is_empty() { "as it was" } else { "differs" }]);
         if !left.is_empty() {
             self.wrong.push(format!("{when}: the footprint differs: {}", left.join("; ")));
-            self.begin_anew();
         }
-        report::line(&["look", when, if left.is_empty() { "as it was" } else { "differs" }]);
+        self.left.extend(left);
     }
 
     /// Panics if after any fault something was not as it must be.

@@ -75,10 +75,12 @@ impl Watch {
         names.any(|name| name.trim_end() == "vcpu0")
     }
 
-    /// Whether layer images are mapped into the machine.
+    /// Whether the machine has the images of layers.
     pub fn has_layers(&self) -> bool {
         let Some(machine) = self.find(Process::Machine) else { return false };
-        fs::read_to_string(format!("/proc/{machine}/maps")).is_ok_and(|maps| maps.contains(".erofs"))
+        let files = fs::read_dir(format!("/proc/{machine}/fd")).into_iter().flatten().flatten();
+        let mut files = files.filter_map(|file| fs::read_link(file.path()).ok());
+        files.any(|file| file.extension().is_some_and(|extension| extension == "erofs"))
     }
 }
 
