@@ -116,7 +116,7 @@ fn start_daemon(
         .and_then(|()| spawn(args, input, &address, &listener))
         .map_err(|source| CliError::System { what: "start the shim's daemon", source })
         .and_then(|(mut child, errors)| {
-            let waited = wait_until_it_serves(errors, patience);
+            let waited = wait_until_it_serves(errors, patience).and_then(|()| still_serves(&mut child));
             if waited.is_err() {
                 give_up(&mut child, &StateDir::new(Path::new(state::ROOT), &args.id));
             }
@@ -136,6 +136,18 @@ fn give_up(daemon: &mut Child, directory: &StateDir) {
     let _ = daemon.wait();
     // Nobody has asked it for a machine yet, so there is no more than this; the error that is on its way says enough.
     let _ = directory.remove();
+}
+
+/// Makes sure that the daemon's standard error output ended because it serves and has put another in its place, and not
+/// because something killed it.
+fn still_serves(daemon: &mut Child) -> Result<(), CliError> {
+    let stderr = fs::read_link(format!("/proc/{}/fd/2", daemon.id()));
+    if stderr.is_ok_and(|file| file.as_os_str() == "/dev/null") {
+        return Ok(());
+    }
+    let _ = daemon.kill();
+    let status = daemon.wait().map_err(CliError::system("wait for the shim's daemon"))?;
+    Err(CliError::Daemon(format!("it ended before it served ({status})")))
 }
 
 /// Reads the daemon's standard error output, which ends when the daemon serves; before that it holds nothing but the
@@ -246,6 +258,19 @@ mod tests {
         let (reader, _writer) = io::pipe().unwrap();
         let error = wait_until_it_serves(reader, Duration::ZERO).unwrap_err().to_string();
         assert!(error.contains("call_seconds"), "{error}");
+    }
+
+    #[test]
+    fn a_daemon_that_is_killed_before_it_serves_is_not_taken_for_one_that_serves() {
+        let mut daemon = Command::new("sleep").arg("1000").stderr(Stdio::null()).spawn().unwrap();
+        still_serves(&mut daemon).unwrap();
+        daemon.kill().unwrap();
+        daemon.wait().unwrap();
+        let mut daemon =
+            Command::new("sh").args(["-c", "kill -9 $$"]).stderr(Stdio::piped()).spawn().unwrap();
+        wait_until_it_serves(daemon.stderr.take().unwrap(), PATIENCE).unwrap();
+        let error = still_serves(&mut daemon).unwrap_err().to_string();
+        assert!(error.contains("signal: 9"), "{error}");
     }
 
     #[test]
