@@ -5,7 +5,7 @@
 #   make test     unit tests, the agent's tests in a guest, the end-to-end tests (on containerd 1.6 those that depend on it)
 #   make test-all the same with every end-to-end test on both containerds, then critest in all its columns: hours
 #   make critest  Kubernetes's conformance suite for container runtimes in all columns of docs/conformance.md, which it writes: hours
-#   make faults   every fault of tests/faults, which writes its tables in docs/reliability.md: about two hours
+#   make faults   every fault of tests/faults, which writes its tables in docs/reliability.md: hours
 #   make soak     1,000 pods one after the other, some killed (SOAK_PODS=100 for fewer): hours
 #   make bench    times beside runc's, in virtual time
 #   make shell    a shell in the emulated host (CONTAINERD=1.6 for Debian's containerd)
