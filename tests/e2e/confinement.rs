@@ -81,35 +81,6 @@ fn the_shim_keeps_of_roots_rights_what_it_uses() {
 }
 
 #[test]
-fn the_shims_work_is_charged_to_its_pod_where_that_has_room_for_it() {
-    let Some(host) = Host::shared_with_ravelin() else { return };
-    if !Host::has_cgroup2() {
-        println!("left out: the host has cgroup v1");
-        return;
-    }
-    let root = Path::new("/sys/fs/cgroup");
-    // The machine may use a whole CPU.
-    for (number, (quota, inside)) in
-        [("max 100000", true), ("110000 100000", true), ("100000 100000", false)].into_iter().enumerate()
-    {
-        let parent = format!("kubepods/shim-{number}");
-        fs::create_dir_all(root.join(&parent)).unwrap();
-        for above in [root, &root.join("kubepods")] {
-            fs::write(above.join("cgroup.subtree_control"), "+cpu").unwrap();
-        }
-        fs::write(root.join(&parent).join("cpu.max"), quota).unwrap();
-        let pod = host.pod().sized(1000, 512).set("/linux/cgroup_parent", format!("/{parent}")).start();
-        assert_eq!(pod.sh("echo alive").output(), "alive\n");
-        let shim = pod.process("containerd-shim-ravelin-v2").expect("a shim serves the pod");
-        let cgroup = fs::read_to_string(format!("/proc/{shim}/cgroup")).unwrap();
-        let own = root.join(cgroup.trim().trim_start_matches("0::/"));
-        assert_eq!(own.starts_with(root.join(&parent)), inside, "{quota}: {cgroup}");
-        pod.remove();
-        assert_eq!(own.exists(), !inside, "{quota}: {cgroup}");
-    }
-}
-
-#[test]
 fn the_shim_writes_to_nothing_that_is_not_its_own() {
     let Some(host) = Host::shared_with_ravelin() else { return };
     let modules = fs::read_to_string("/sys/kernel/security/lsm").unwrap();

@@ -5,7 +5,6 @@
 
 mod counters;
 pub mod oom;
-pub mod own;
 mod path;
 mod remove;
 #[cfg(test)]

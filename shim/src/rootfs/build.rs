@@ -16,7 +16,6 @@ use rustix::thread::{UnshareFlags, unshare_unsafe};
 
 use super::RootfsError;
 use super::confined::{self, Confined};
-use crate::cgroup::own;
 use crate::node_lock::NodeLock;
 
 /// Sizes of images are multiples of this many bytes.
@@ -158,21 +157,15 @@ impl Tool {
         patience: Duration,
     ) -> Result<(), RootfsError> {
         let lock = lock.as_raw_fd();
-        // An image is the node's, not the pod's that happens to need it first.
-        let cgroup = own::containerds();
         let failed = |source| RootfsError::File { what: "run", path: self.name.into(), source };
         let (heard, said) = io::pipe().map_err(failed)?;
         command.env_clear().env("PATH", PATH).current_dir("/");
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(said);
-        // SAFETY: between fork and exec the closure calls only prctl, write, close_range and fcntl, with plain integers and
-        // a constant; all are async-signal-safe.
+        // SAFETY: between fork and exec the closure calls only prctl, close_range and fcntl with plain integers; all are
+        // async-signal-safe.
         unsafe {
             command.pre_exec(move || {
                 libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
-                if let Some(cgroup) = cgroup {
-                    // If it is gone, the pod has the work.
-                    libc::write(cgroup, c"0".as_ptr().cast(), 1);
-                }
                 // Whatever a library may have left open.
                 libc::syscall(libc::SYS_close_range, 3, u32::MAX, libc::CLOSE_RANGE_CLOEXEC);
                 // The program inherits the lock.

@@ -13,7 +13,6 @@ use super::remains::Resources;
 use super::supervisor::Supervisor;
 use super::{Pod, clock, port_forward, tunables, uid};
 use crate::agent::{Agent, AgentError, unix_nanos};
-use crate::cgroup::own::OwnCgroup;
 use crate::cgroup::{CgroupError, Limits, PodCgroup, oom};
 use crate::config::Config;
 use crate::error::bounded;
@@ -22,7 +21,6 @@ use crate::network::{self, Attachment, NetworkError};
 use crate::node_lock::{self, NodeLock};
 use crate::rootfs::{RootfsError, scratch};
 use crate::state::{ProcessRef, State, StateDir};
-use crate::sync::blocking;
 
 /// A machine that could not be brought up.
 #[derive(Debug, thiserror::Error)]
@@ -163,12 +161,10 @@ pub(super) async fn machine(
     }
 
     // To their ends, both: half of one could not be taken back.
-    let (attachment, scratch, own_cgroup) = tokio::join!(
+    let (attachment, scratch) = tokio::join!(
         network::attach(&plan.netns, plan.size.vcpus),
         scratch::create(&templates, &config.storage.directory, scratch_bytes, config.boot_deadline()),
-        own_cgroup(plan),
     );
-    resources.own_cgroup = own_cgroup;
     let mut attachment = attachment.map_err(BootError::Network)?;
     let scratch = scratch.map_err(BootError::Scratch)?;
 
@@ -256,15 +252,6 @@ pub(super) async fn agent(
         tokio::spawn(port_forward::serve(Arc::clone(&pod), loopback));
     }
     Ok(pod)
-}
-
-/// The shim's own cgroup in the pod's, where that has room for it. Without it containerd's is charged.
-async fn own_cgroup(plan: &Plan) -> Option<OwnCgroup> {
-    let (path, id, millis) = (plan.cgroups_path.clone(), plan.sandbox_id.clone(), plan.size.cpu_millis);
-    blocking(move || OwnCgroup::enter(&path, &id, millis)).await.unwrap_or_else(|error| {
-        tracing::warn!(sandbox = plan.sandbox_id, "the shim stays in containerd's cgroup: {error}");
-        None
-    })
 }
 
 /// Writes down what the boot took: times since the machine's process started, VM exits by kind up to the agent's mark.

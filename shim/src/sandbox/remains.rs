@@ -9,7 +9,6 @@ use std::time::{Duration, SystemTime};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::supervisor::deadline;
-use crate::cgroup::own::{self, OwnCgroup};
 use crate::cgroup::{self, PodCgroup};
 use crate::error::chain;
 use crate::machine::Machine;
@@ -29,7 +28,6 @@ pub(crate) struct Resources {
     pub(super) machine: Option<Machine>,
     pub(super) cgroup: Option<PodCgroup>,
     pub(super) netns: Option<PathBuf>,
-    pub(super) own_cgroup: Option<OwnCgroup>,
     /// Where the pod's state is kept.
     pub(super) directory: Option<StateDir>,
 }
@@ -61,11 +59,7 @@ impl Resources {
             }
             false
         };
-        let own_cgroup = async {
-            let Some(own) = self.own_cgroup else { return };
-            let _ = tokio::task::spawn_blocking(move || own.leave()).await;
-        };
-        let (network, cgroup, ()) = tokio::join!(network, cgroup, own_cgroup);
+        let (network, cgroup) = tokio::join!(network, cgroup);
         if let Some(directory) = self.directory
             && !(whole && network && cgroup)
         {
@@ -100,11 +94,6 @@ pub async fn remove(state: &State) -> io::Result<()> {
         && let Err(error) = cgroup::delete(path).await
     {
         failed.push(format!("cannot remove the pod's cgroup: {}", chain(&error)));
-    }
-    if let Some(path) = &state.cgroups_path
-        && let Err(error) = own::delete(path, &state.sandbox_id).await
-    {
-        failed.push(format!("cannot remove the shim's cgroup: {error}"));
     }
     if failed.is_empty() { Ok(()) } else { Err(io::Error::other(failed.join("; "))) }
 }
