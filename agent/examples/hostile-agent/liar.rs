@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use ravelin_proto::agent::agent_server::Agent as Service;
 use ravelin_proto::agent::event::Kind;
-use ravelin_proto::{PROTOCOL_VERSION, agent as api};
+use ravelin_proto::{MAX_REPLY_BYTES, PROTOCOL_VERSION, agent as api};
 use tokio::io::AsyncReadExt;
 use tokio_stream::{Stream, StreamExt};
 use tokio_vsock::{VsockListener, VsockStream};
@@ -22,7 +22,7 @@ const LATE: Duration = Duration::from_secs(10);
 /// More than a message may hold.
 const HUGE: usize = 5 << 20;
 /// As much as it may.
-const LARGE: usize = (4 << 20) - 4096;
+const LARGE: usize = MAX_REPLY_BYTES - 4096;
 
 pub struct Liar {
     mode: Mode,
@@ -175,7 +175,7 @@ impl Service for Liar {
         let events = tokio_stream::iter(std::iter::from_fn(move || {
             count += 1;
             let container_id =
-                if mode == Mode::Huge { "x".repeat(1 << 20) } else { format!("nobody-{count}") };
+                if mode == Mode::Huge { "x".repeat(LARGE) } else { format!("nobody-{count}") };
             let kind = if count % 2 == 0 {
                 Kind::Oom(api::OomEvent { container_id })
             } else {
