@@ -41,8 +41,8 @@ impl Writable {
             (config.storage.directory.clone(), TREE),
             // The pod's cgroup.
             ("/sys/fs/cgroup".into(), TREE),
-            // The log, which is a fifo.
-            (".".into(), CONTENT),
+            // The bundle: the log, which is a fifo, and with containerd's sandbox API the files that every container is given.
+            (".".into(), TREE),
             ("/dev/null".into(), DEVICE),
             ("/dev/kvm".into(), DEVICE),
             ("/dev/net/tun".into(), DEVICE),
