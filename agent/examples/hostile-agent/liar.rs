@@ -174,8 +174,7 @@ impl Service for Liar {
         let (mode, mut count) = (self.mode, 0_u64);
         let events = tokio_stream::iter(std::iter::from_fn(move || {
             count += 1;
-            let container_id =
-                if mode == Mode::Huge { "x".repeat(LARGE) } else { format!("nobody-{count}") };
+            let container_id = if mode == Mode::Huge { "x".repeat(LARGE) } else { format!("nobody-{count}") };
             let kind = if count % 2 == 0 {
                 Kind::Oom(api::OomEvent { container_id })
             } else {
