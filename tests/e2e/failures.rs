@@ -64,7 +64,7 @@ fn a_shim_that_is_told_to_end_lets_its_containers_end_first() {
 
     // One whose machine stands still is not waited for: the node is on its way down.
     let pod = host.pod().start();
-    let _idle = pod.container().idle().start();
+    let idle = pod.container().idle().start();
     let traces = pod.traces();
     let [shim, machine] = ["containerd-shim-ravelin-v2", "ravelin-vmm"].map(|program| {
         pod.process(program).unwrap_or_else(|| panic!("no {program} serves the pod")).to_string()
@@ -75,6 +75,8 @@ fn a_shim_that_is_told_to_end_lets_its_containers_end_first() {
         let process = Path::new("/proc").join(process);
         eventually("shim and machine have ended", || (!process.exists()).then_some(()));
     }
+    // Before that, containerd does not remove it.
+    assert_ne!(idle.ended().code, 0);
     pod.remove();
     traces.assert_gone();
 }
