@@ -9,13 +9,16 @@ use std::sync::mpsc::{Sender, channel};
 use std::thread;
 
 use tokio::runtime::Handle;
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, oneshot};
 
 use crate::sync::{Cancelled, blocking};
 
 /// What a thread is called, and does.
 type Work = (&'static str, Box<dyn FnOnce() + Send>);
 
+/// Most such threads at a time, as many as the runtime has for [`blocking`] work: a disk that hangs would hold one for each
+/// request.
+static PLACES: Semaphore = Semaphore::const_new(16);
 /// The way to the thread that makes the others.
 static MAKER: OnceLock<Sender<Work>> = OnceLock::new();
 
@@ -48,10 +51,11 @@ where
     E: From<Cancelled> + Send + 'static,
 {
     let Some(maker) = MAKER.get() else { return blocking(work).await };
+    let place = PLACES.acquire().await.map_err(|_| Cancelled)?;
     let (sender, receiver) = oneshot::channel();
     let runtime = Handle::current();
     let work = move || {
-        let _within = runtime.enter();
+        let (_place, _within) = (place, runtime.enter());
         let _ = sender.send(work());
     };
     maker.send((name, Box::new(work))).map_err(|_| Cancelled)?;
