@@ -2,6 +2,7 @@
 //! pod's containers.
 
 pub mod agent;
+pub mod apparmor;
 pub mod clock;
 pub mod container;
 pub mod deadline;

@@ -7,6 +7,7 @@ use ravelin_proto::agent as api;
 use tokio::sync::{Semaphore, SemaphorePermit, broadcast};
 use tokio::time::Instant;
 
+use crate::apparmor::Profiles;
 use crate::error::{AgentError, Result};
 use crate::oom::OomWatch;
 use crate::reaper::{Exit, Reaper};
@@ -32,6 +33,8 @@ pub struct Services {
     pub reaper: Reaper,
     /// Sees the OOM killer.
     pub oom: OomWatch,
+    /// AppArmor's profiles in the guest's kernel.
+    pub profiles: Profiles,
     events: broadcast::Sender<api::Event>,
 }
 
@@ -44,7 +47,15 @@ impl Services {
     pub fn new(spawner: Spawner, reaper: Reaper) -> io::Result<Self> {
         let events = broadcast::Sender::new(EVENT_BACKLOG);
         let oom = OomWatch::start(events.clone())?;
-        Ok(Self { spawner, makers: Semaphore::new(MAKERS), streams: Arc::default(), reaper, oom, events })
+        Ok(Self {
+            spawner,
+            makers: Semaphore::new(MAKERS),
+            streams: Arc::default(),
+            reaper,
+            oom,
+            profiles: Profiles::default(),
+            events,
+        })
     }
 
     /// Leave to make a process, held until it is made.

@@ -10,6 +10,7 @@
 //! * [`cgroup`], [`machine`], [`network`], [`rootfs`], [`volumes`]: the pieces a pod is made of.
 
 pub mod agent;
+pub mod apparmor;
 pub mod cgroup;
 pub mod cli;
 pub mod config;

@@ -213,7 +213,15 @@ pub fn devices(spec: &Spec) -> Vec<String> {
     devices.into_iter().flatten().map(|device| device.path().display().to_string()).collect()
 }
 
-/// Takes out of a container's spec what belongs to the host. The mounts are left to the volumes.
+/// The AppArmor profile that the spec's process names; `None` if it is to run without one.
+#[must_use]
+pub fn apparmor_profile(spec: &Spec) -> Option<&str> {
+    let name = spec.process().as_ref()?.apparmor_profile().as_deref()?;
+    Some(name).filter(|name| !name.is_empty() && *name != "unconfined")
+}
+
+/// Takes out of a container's spec what belongs to the host. The mounts are left to the volumes; an AppArmor profile's name stays,
+/// for its policy goes with it.
 pub fn strip_host(spec: &mut Spec) {
     let readonly = spec.root().as_ref().and_then(Root::readonly);
     let mut root = Root::default();
@@ -230,7 +238,6 @@ pub fn strip_host(spec: &mut Spec) {
         }
     }
     if let Some(process) = spec.process_mut() {
-        process.set_apparmor_profile(None);
         process.set_selinux_label(None);
     }
 }
@@ -284,8 +291,13 @@ mod tests {
         assert_eq!(network_namespace(&spec), Some("/var/run/netns/cni-1".into()));
         assert_eq!(cgroups_path(&spec).as_deref(), Some("/k8s.io/abc"));
         assert_eq!(devices(&spec), ["/dev/block-claim"]);
+        assert_eq!(apparmor_profile(&spec), Some("cri-containerd.apparmor.d"));
         assert_eq!(pid_namespace(&spec), PidNamespace::Own);
         assert_eq!(host_mounts(&spec).map(|(_, source)| source).collect::<Vec<_>>(), ["/h/hosts", "/h/x"]);
+        for none in ["", "unconfined"] {
+            spec.process_mut().as_mut().unwrap().set_apparmor_profile(Some(none.to_owned()));
+            assert_eq!(apparmor_profile(&spec), None, "{none}");
+        }
         spec.set_annotations(None);
         assert!(matches!(kind(&spec), Err(SpecError::NotCri)));
     }
@@ -336,9 +348,7 @@ mod tests {
         let mut spec = spec();
         strip_host(&mut spec);
         let text = String::from_utf8(encode(&spec).unwrap()).unwrap();
-        for word in
-            ["/run/containerd", "k8s.io/abc", "netns", "/proc/7", "evil", "apparmor", "selinux", "claim"]
-        {
+        for word in ["/run/containerd", "k8s.io/abc", "netns", "/proc/7", "evil", "selinux", "claim"] {
             assert!(!text.contains(word), "{word} in {text}");
         }
         assert_eq!(spec.root().as_ref().and_then(Root::readonly), Some(true));

@@ -34,6 +34,7 @@ fuzz_target!(|text: &[u8]| {
         let environment = process.env().clone().unwrap();
         assert!(environment.iter().any(|entry| entry.starts_with("HOME=")));
         assert!(environment.iter().all(|entry| entry.contains('=') && !entry.contains('\0')));
-        assert!(process.apparmor_profile().is_none() && process.selinux_label().is_none());
+        assert!(process.selinux_label().is_none());
+        assert!(process.apparmor_profile().as_ref().is_none_or(|name| !name.is_empty() && name.len() <= 2048));
     }
 });

@@ -101,6 +101,9 @@ fn build(
         working_directory::make(process.cwd(), &tree)?;
     }
     drop(tree);
+    if let Some(profile) = &completed.profile {
+        services.profiles.load(profile, &request.apparmor_policies)?;
+    }
     sysctl::apply(&completed.sysctls)?;
     let bundle = paths::container(id).join("bundle");
     write_bundle(&bundle, &completed)?;
@@ -123,7 +126,7 @@ fn build(
         defaults: parsed.process().clone().unwrap_or_default(),
     };
     let console = stdio.terminal.then(|| Console { size: console_size(process), uid });
-    let request = Request::Create { id: id.clone(), bundle, console };
+    let request = Request::Create { id: id.clone(), bundle, profile: completed.profile, console };
     let launch = Launch { request, fds: &[], uid, endpoints, deadline };
     // The container's own count goes with what a failed creation leaves.
     let oom_kills = Cgroup::of_the_pod().oom_kills();

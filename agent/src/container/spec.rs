@@ -2,7 +2,7 @@
 //!
 //! The spec was written for the node. What passes is named here, field by field; what a container would miss and the guest
 //! cannot give is refused by name, and the rest stays behind: it is the node's, or the agent does it itself (hostname,
-//! sysctls, the seccomp filter, device rules).
+//! sysctls, the seccomp filter, the AppArmor profile, device rules).
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
@@ -15,6 +15,7 @@ use oci_spec::runtime::{
 use super::mount_options::{self, is_bind};
 use super::mounts::Source;
 use super::{limits, nodes};
+use crate::apparmor;
 use crate::error::{AgentError, Result};
 
 /// What the guest adds.
@@ -43,6 +44,8 @@ pub struct Completed {
     pub spec: Spec,
     /// To be compiled and loaded right before the program runs.
     pub seccomp: Option<LinuxSeccomp>,
+    /// The AppArmor profile of the program.
+    pub profile: Option<String>,
     /// To be written in the guest's own namespaces, which are the pod's.
     pub sysctls: HashMap<String, String>,
 }
@@ -57,8 +60,10 @@ pub fn complete(node: &Spec, guest: &Guest<'_>) -> Result<Completed> {
     let linux = node.linux().as_ref().ok_or_else(|| invalid("the spec has no linux section"))?;
     let process = node.process().clone().ok_or_else(|| invalid("the spec has no process"))?;
     let seccomp = linux.seccomp().clone();
-    let process =
+    let mut process =
         complete_process(process, seccomp.is_some(), guest.terminal, None).map_err(|text| invalid(&text))?;
+    let profile = process.apparmor_profile().clone();
+    process.set_apparmor_profile(None);
     let readonly = node.root().as_ref().and_then(|root| root.readonly()).unwrap_or(false);
     let root = RootBuilder::default().path(guest.rootfs).readonly(readonly).build();
 
@@ -71,7 +76,7 @@ pub fn complete(node: &Spec, guest: &Guest<'_>) -> Result<Completed> {
     // The pod's UTS namespace is the guest's, named once for all.
     spec.set_hostname(None).set_domainname(None);
     spec.set_hooks(None).set_annotations(None);
-    Ok(Completed { spec, seccomp, sysctls: linux.sysctl().clone().unwrap_or_default() })
+    Ok(Completed { spec, seccomp, profile, sysctls: linux.sysctl().clone().unwrap_or_default() })
 }
 
 fn complete_linux(node: &Linux, guest: &Guest<'_>) -> Result<Linux> {
@@ -143,7 +148,12 @@ pub fn complete_process(
     if let Some(id) = ids.find(|id| *id > MAX_ID) {
         return Err(format!("the user or group {id} does not exist: ids go from 0 to {MAX_ID}"));
     }
+    let profile = apparmor::asked(node.apparmor_profile().as_deref());
+    if profile.is_some_and(|name| name.len() > apparmor::MAX_NAME) {
+        return Err(format!("the name of an AppArmor profile has more than {} bytes", apparmor::MAX_NAME));
+    }
     let mut process = Process::default();
+    process.set_apparmor_profile(profile.map(str::to_owned));
     process.set_terminal(Some(terminal)).set_console_size(node.console_size());
     process.set_user(node.user().clone()).set_cwd(node.cwd().clone());
     process.set_args(node.args().clone()).set_env(node.env().clone());
@@ -212,6 +222,9 @@ pub fn inherit(mut process: Process, first: &Process) -> Process {
     }
     if process.no_new_privileges().is_none() {
         process.set_no_new_privileges(first.no_new_privileges());
+    }
+    if process.apparmor_profile().as_ref().is_none_or(String::is_empty) {
+        process.set_apparmor_profile(first.apparmor_profile().clone());
     }
     if process.io_priority().is_none() {
         process.set_io_priority(*first.io_priority());

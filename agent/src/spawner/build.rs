@@ -43,8 +43,8 @@ fn build(request: &Request, fds: Vec<OwnedFd>, socket: &OwnedFd) -> Result<i32, 
     }
     match request {
         Request::Pause => pause::start().map_err(|error| format!("make the pod's PID namespace: {error}")),
-        Request::Create { id, bundle, console } => {
-            let (builder, keeper) = prepare(id, bundle, *console, fds, socket)?;
+        Request::Create { id, bundle, profile, console } => {
+            let (builder, keeper) = prepare(id, bundle, profile.clone(), *console, fds, socket)?;
             let built = builder.as_init(bundle).with_systemd(false).build();
             keeper.finish();
             let container = built.map_err(|error| readable(&error))?;
@@ -75,6 +75,7 @@ fn build(request: &Request, fds: Vec<OwnedFd>, socket: &OwnedFd) -> Result<i32, 
 fn prepare(
     id: &str,
     bundle: &Path,
+    profile: Option<String>,
     console: Option<Console>,
     fds: Vec<OwnedFd>,
     socket: &OwnedFd,
@@ -82,7 +83,7 @@ fn prepare(
     let filter = read_filter(&bundle.join("seccomp.bpf"))?;
     let keeper =
         Keeper::start(console, socket.as_fd()).map_err(|error| format!("make a terminal: {error}"))?;
-    let executor = GuestExecutor::new(filter, keeper.gate());
+    let executor = GuestExecutor::new(filter, profile, keeper.gate());
     let mut builder = ContainerBuilder::new(id.to_owned(), SyscallType::default())
         .with_root_path(paths::RUNTIME)
         .map_err(|error| readable(&error))?

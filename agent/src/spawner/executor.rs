@@ -16,13 +16,15 @@ use super::program::Program;
 use super::user;
 use crate::opening::{self, Proc};
 
-/// Executes the program of the spec's process, the seccomp filter loaded as the last thing before.
+/// Executes the program of the spec's process, under its AppArmor profile and with the seccomp filter loaded as the last
+/// thing before.
 ///
 /// libcontainer's own place for the filter is earlier: a profile that allows only what the program itself calls
 /// would then refuse libcontainer's remaining calls.
 #[derive(Debug, Clone)]
 pub(super) struct GuestExecutor {
     filter: Option<Vec<u8>>,
+    profile: Option<String>,
     gate: Option<Rc<OwnedFd>>,
     program: RefCell<Option<Program>>,
 }
@@ -30,8 +32,8 @@ pub(super) struct GuestExecutor {
 impl GuestExecutor {
     /// `filter`: as [`crate::container::seccomp::compile`] made it. `gate`: readable, or closed, when the process
     /// may go on.
-    pub(super) fn new(filter: Option<Vec<u8>>, gate: Option<OwnedFd>) -> Self {
-        Self { filter, gate: gate.map(Rc::new), program: RefCell::new(None) }
+    pub(super) fn new(filter: Option<Vec<u8>>, profile: Option<String>, gate: Option<OwnedFd>) -> Self {
+        Self { filter, profile, gate: gate.map(Rc::new), program: RefCell::new(None) }
     }
 }
 
@@ -41,9 +43,12 @@ impl Executor for GuestExecutor {
             let _ = rustix::io::read(&**gate, &mut [0_u8; 1]);
         }
         let refuse = ExecutorValidationError::ArgValidationError;
-        let process = spec.process().as_ref().ok_or_else(|| refuse("the spec has no process".to_owned()))?;
+        let process = spec.process().clone();
+        let mut process = process.ok_or_else(|| refuse("the spec has no process".to_owned()))?;
+        // It is not in libcontainer's spec, for that would apply it too, through a file of the container's.
+        process.set_apparmor_profile(self.profile.clone());
         reopen_null().map_err(|error| refuse(format!("open /dev/null: {error}")))?;
-        self.program.replace(Some(Program::find(process, &|| home(process)).map_err(refuse)?));
+        self.program.replace(Some(Program::find(&process, &|| home(&process)).map_err(refuse)?));
         Ok(())
     }
 

@@ -36,6 +36,8 @@ pub enum Request {
         id: String,
         /// Directory of `config.json` and, if it has a seccomp filter, `seccomp.bpf`.
         bundle: PathBuf,
+        /// The AppArmor profile of its program.
+        profile: Option<String>,
         /// The terminal to give it.
         console: Option<Console>,
     },
@@ -200,7 +202,8 @@ mod tests {
     fn a_request_arrives_with_its_descriptors() {
         let (left, right) = super::super::pair().unwrap();
         let (reader, writer) = rustix::pipe::pipe().unwrap();
-        let request = Request::Create { id: "c".into(), bundle: "/b".into(), console: None };
+        let request =
+            Request::Create { id: "c".into(), bundle: "/b".into(), profile: Some("p".into()), console: None };
         send(&left, &request, &[reader.as_fd(), writer.as_fd()]).unwrap();
         let (got, fds) = receive::<Request>(&right).unwrap();
         assert_eq!(got, request);

@@ -16,6 +16,7 @@ mod keyring;
 mod message;
 mod own_program;
 mod pause;
+mod profile;
 mod program;
 mod scheduling;
 mod user;

@@ -1,4 +1,5 @@
-//! A process's program: found as runc finds it, then executed with the seccomp filter loaded as the last thing before.
+//! A process's program: found as runc finds it, then executed under its AppArmor profile, with the seccomp filter loaded as the
+//! last thing before.
 
 use std::collections::HashSet;
 use std::ffi::CString;
@@ -9,12 +10,15 @@ use std::path::{Path, PathBuf};
 use oci_spec::runtime::Process;
 use rustix::fs::{Access, AtFlags, CWD, accessat};
 
-/// What `execve` is given.
+use super::profile;
+
+/// What `execve` is given, and the AppArmor profile that the program is put under.
 #[derive(Debug, Clone)]
 pub(super) struct Program {
     path: CString,
     args: Vec<CString>,
     env: Vec<CString>,
+    profile: Option<String>,
 }
 
 impl Program {
@@ -37,6 +41,7 @@ impl Program {
             path: string(program.as_os_str().as_bytes())?,
             args: args.iter().map(|text| string(text.as_bytes())).collect::<Result<_, _>>()?,
             env: env.iter().map(|text| string(text.as_bytes())).collect::<Result<_, _>>()?,
+            profile: process.apparmor_profile().clone(),
         })
     }
 
@@ -47,6 +52,15 @@ impl Program {
         };
         let (args, env) = (pointers(&self.args), pointers(&self.env));
         reset_signals();
+        if let Some(name) = &self.profile
+            && let Err(error) = profile::for_the_next_program(name)
+        {
+            return format!(
+                "exec {}: AppArmor profile {name:?}: {}",
+                self.path.to_string_lossy(),
+                plain(&error)
+            );
+        }
         let error = match filter.map_or(Ok(()), load_filter) {
             Ok(()) => {
                 // SAFETY: all three are NUL-terminated strings or null-terminated arrays of such, alive until the call

@@ -17,7 +17,7 @@ const FEATURES: &str = r#"{
     "namespaces": ["cgroup", "ipc", "mount", "network", "pid", "uts"],
     "cgroup": { "v1": false, "v2": true, "systemd": false, "systemdUser": false, "rdma": false },
     "seccomp": { "enabled": true },
-    "apparmor": { "enabled": false },
+    "apparmor": { "enabled": true },
     "selinux": { "enabled": false },
     "intelRdt": { "enabled": false },
     "mountExtensions": { "idmap": { "enabled": false } }

@@ -10,6 +10,7 @@ use ravelin_proto::agent::{CreateContainerRequest, NamespaceMode};
 use tokio_util::sync::CancellationToken;
 
 use super::{Container, Init};
+use crate::apparmor;
 use crate::cgroup::oom;
 use crate::error::{TaskError, bounded};
 use crate::extents::Held;
@@ -121,8 +122,15 @@ pub async fn create(
             tracing::warn!(container = request.id, "the machine keeps its out-of-memory score: {error}");
         }
     }
+    let profile = spec::apparmor_profile(&spec).map(str::to_owned);
     spec::strip_host(&mut spec);
 
+    let policies = async {
+        match &profile {
+            Some(name) => apparmor::policies(name).await.map_err(TaskError::failed),
+            None => Ok(Vec::new()),
+        }
+    };
     let layers = async {
         let layers = tokio::select! {
             biased;
@@ -132,7 +140,7 @@ pub async fn create(
         pod.extents.hold(&pod.agent, &layers).await.map_err(TaskError::failed)
     };
     let volumes = async { pod.volumes.resolve(&request.id, &mut spec).await.map_err(TaskError::failed) };
-    let (layers, volumes) = tokio::join!(layers, volumes);
+    let (layers, volumes, policies) = tokio::join!(layers, volumes, policies);
     let mut made = Made { pod: &pod, id: &request.id, layers: Vec::new(), in_guest: false };
     let outcome = async {
         made.layers = layers?;
@@ -145,6 +153,7 @@ pub async fn create(
             stdio: Some(ids),
             pid_namespace: pid_namespace.into(),
             pid_target,
+            apparmor_policies: policies?,
         };
         if cancelled.is_cancelled() {
             return Err(called_off(&request.id));

@@ -1,5 +1,6 @@
 //! The cases: each a short story told to the agent by its host.
 
+mod apparmor;
 mod boot;
 mod exec;
 mod isolation;
@@ -92,6 +93,9 @@ pub fn run() {
         kernel::what_is_built_in,
         kernel::mitigations,
         isolation::session_keyring,
+        apparmor::profiles,
+        apparmor::profiles_of_execs,
+        apparmor::refused_profiles,
         volumes::volumes,
         volumes::subpaths,
         volumes::links,
