@@ -40,6 +40,20 @@ pub struct State {
     pub cgroups_path: Option<String>,
 }
 
+impl State {
+    /// That of a shim which is this process and has nothing yet but its socket.
+    #[must_use]
+    pub fn of_a_new_shim(sandbox_id: &str, bundle: &Path, socket: &Path) -> Self {
+        Self {
+            sandbox_id: sandbox_id.to_owned(),
+            bundle: bundle.to_owned(),
+            socket: socket.to_owned(),
+            shim: ProcessRef::of(std::process::id()).ok(),
+            ..Self::default()
+        }
+    }
+}
+
 /// Where a pod's state is kept.
 #[derive(Debug, Clone)]
 pub struct StateDir {

@@ -1,13 +1,21 @@
 //! What the whole shim shares between its tasks and threads by.
 
+use std::io;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-/// Work on another thread that never came to its end, because the runtime is shutting down or the work panicked.
+use tokio::runtime::{Builder, Runtime};
+
+/// Most threads for work that blocks; more of it waits its turn.
+const THREADS: usize = 16;
+
+/// Work on another thread that never came to its end, because the runtime is shutting down, the work panicked or the node gave
+/// no thread for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the work was cut short")]
+#[error("the work was cut short, or the node gave the shim no thread for it (its log says which)")]
 pub struct Cancelled;
 
-impl From<Cancelled> for std::io::Error {
+impl From<Cancelled> for io::Error {
     fn from(cancelled: Cancelled) -> Self {
         Self::other(cancelled)
     }
@@ -16,6 +24,22 @@ impl From<Cancelled> for std::io::Error {
 /// Takes a mutex, also after a thread that held it panicked: what our mutexes guard is whole after every statement.
 pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The shim's runtime. Its threads for [`blocking`] work never end once they are there, and one is there from the start: tokio
+/// panics when it cannot have a thread and has none, and otherwise leaves the work to those that it has.
+///
+/// # Errors
+/// When the node refuses.
+pub fn runtime() -> io::Result<Runtime> {
+    let runtime = Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(THREADS)
+        .thread_keep_alive(Duration::MAX)
+        .build()?;
+    let first = runtime.spawn_blocking(|| ());
+    runtime.block_on(first)?;
+    Ok(runtime)
 }
 
 /// Runs work that waits for a disk or a program on a thread where that stops nobody else.

@@ -83,7 +83,8 @@ fn a_profile_that_the_nodes_kernel_has_not_kept_is_compiled_or_refused_by_its_na
     let pod = host.common_pod();
     let profile = Profile::new("ravelin-e2e-not-kept", "deny /closed/* w,");
     profile.load(Path::new("/var/tmp"));
-    let refused = pod.container().security("apparmor", profile.localhost()).try_create().unwrap_err();
+    let container = pod.container().security("apparmor", profile.localhost()).create();
+    let refused = container.try_start().unwrap_err();
     assert_says(
         &refused,
         "the AppArmor profile \"ravelin-e2e-not-kept\" cannot be brought into the pod's machine",

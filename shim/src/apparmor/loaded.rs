@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::{MAX_BYTES, ProfileError};
@@ -67,13 +68,16 @@ fn read_once(profiles: &Path, name: &str) -> Result<Vec<Vec<u8>>, Failure> {
     for profile in family {
         let path = profile.join("raw_data");
         let failed = |source| (path.clone(), source);
-        let file = fs::canonicalize(&path).map_err(failed)?;
-        let revision = fs::read_to_string(file.with_file_name("revision")).unwrap_or_default();
-        let key = (revision.trim().parse::<u64>().unwrap_or_default(), file);
+        // The way to it holds links of the kernel's that only the kernel can follow.
+        let file = fs::metadata(&path).map_err(failed)?;
+        let link = fs::read_link(&path).unwrap_or_default();
+        let revision = profile.join(link).with_file_name("revision");
+        let revision = fs::read_to_string(revision).unwrap_or_default();
+        let key = (revision.trim().parse::<u64>().unwrap_or_default(), file.dev(), file.ino());
         if policies.contains_key(&key) {
             continue;
         }
-        let policy = content(&key.1, left).map_err(failed)?;
+        let policy = content(&path, left).map_err(failed)?;
         if policy.is_empty() {
             return Err(failed(io::Error::other("it is empty")));
         }

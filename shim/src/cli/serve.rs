@@ -19,7 +19,8 @@ use crate::logging;
 use crate::privileges::{self, Writable};
 use crate::sandbox::remains;
 use crate::service::Service;
-use crate::state::{self, ProcessRef, State, StateDir};
+use crate::state::{self, State, StateDir};
+use crate::sync::runtime;
 
 /// Time the last events have to reach containerd.
 const FLUSH: Duration = Duration::from_secs(2);
@@ -34,11 +35,7 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
     std::panic::set_hook(Box::new(|panic| tracing::error!("the shim failed: {panic}")));
     raise_descriptor_limit();
     let served = confine(args, &socket).and_then(|config| {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .max_blocking_threads(16)
-            .build()
-            .map_err(CliError::system("start the runtime"))?;
+        let runtime = runtime().map_err(CliError::system("start the runtime"))?;
         let served = runtime.block_on(serve(args, config, listener, &socket));
         // No more waiting for what blocks: everything that mattered is done.
         runtime.shutdown_background();
@@ -112,13 +109,8 @@ async fn serve(args: &Args, config: Config, listener: OwnedFd, socket: &Path) ->
     let _ignored = catch(SignalKind::hangup())?;
     let publisher = Publisher::start(std::env::var("TTRPC_ADDRESS").ok(), &args.namespace);
     let directory = StateDir::new(Path::new(state::ROOT), &args.id);
-    let state = State {
-        sandbox_id: args.id.clone(),
-        bundle: std::env::current_dir().map_err(CliError::system("find the bundle"))?,
-        socket: socket.to_owned(),
-        shim: ProcessRef::of(std::process::id()).ok(),
-        ..State::default()
-    };
+    let bundle = std::env::current_dir().map_err(CliError::system("find the bundle"))?;
+    let state = State::of_a_new_shim(&args.id, &bundle, socket);
     directory.save(&state).map_err(|error| {
         let _ = directory.remove();
         CliError::system("write the pod's state under /run/ravelin")(error)

@@ -6,7 +6,7 @@
 use std::fs;
 use std::io::{self, PipeReader};
 use std::os::fd::{AsFd, AsRawFd};
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -22,7 +22,7 @@ use super::{Args, CliError, check, print};
 use crate::config::Config;
 use crate::error::bounded;
 use crate::spec::{self, Kind};
-use crate::state::{self, StateDir};
+use crate::state::{self, State, StateDir};
 
 /// Where shims' sockets are unless containerd says otherwise.
 const SOCKET_DIR: &str = "/run/containerd/s";
@@ -43,7 +43,7 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
     let socket_dir = PathBuf::from(input.socket_dir.as_deref().unwrap_or(SOCKET_DIR));
     if is_of_the_sandbox_api(&bundle) {
         let config = Config::of_runtime(input.config.as_deref())?;
-        let address = start_daemon(args, &input, &socket_dir, config.call_deadline())?;
+        let address = start_daemon(args, &input, &bundle, &socket_dir, config.call_deadline())?;
         return print(&result(SANDBOX_API, &address));
     }
     let spec = spec::load(&bundle)?;
@@ -58,7 +58,7 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
         Kind::Sandbox => {
             // The daemon reads it again; here its errors reach the user.
             let config = Config::of_runtime(input.config.as_deref())?;
-            start_daemon(args, &input, &socket_dir, config.call_deadline())?
+            start_daemon(args, &input, &bundle, &socket_dir, config.call_deadline())?
         }
     };
     // containerd 1.6 and 1.7 look for it when they restart.
@@ -95,47 +95,52 @@ fn address(path: &Path) -> String {
 fn start_daemon(
     args: &Args,
     input: &Bootstrap,
+    bundle: &Path,
     socket_dir: &Path,
     patience: Duration,
 ) -> Result<String, CliError> {
     let path = socket_path(socket_dir, args, &args.id);
     let listen = |source| CliError::Listen { path: path.clone(), source };
     fs::DirBuilder::new().recursive(true).mode(0o711).create(socket_dir).map_err(listen)?;
-    let listener = match UnixListener::bind(&path) {
-        Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-            if UnixStream::connect(&path).is_ok() {
-                return Err(CliError::Running(args.id.clone()));
-            }
-            // A shim that was killed left it.
-            fs::remove_file(&path).and_then(|()| UnixListener::bind(&path)).map_err(listen)?
-        }
-        other => other.map_err(listen)?,
-    };
-    let address = address(&path);
-    let spawned = fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o600))
-        .and_then(|()| spawn(args, input, &address, &listener))
-        .map_err(|source| CliError::System { what: "start the shim's daemon", source })
-        .and_then(|(mut child, errors)| {
-            let waited = wait_until_it_serves(errors, patience).and_then(|()| still_serves(&mut child));
-            if waited.is_err() {
-                give_up(&mut child, &StateDir::new(Path::new(state::ROOT), &args.id));
-            }
-            waited
-        });
-    if let Err(error) = spawned {
-        let _ = fs::remove_file(&path);
-        return Err(error);
+    if UnixStream::connect(&path).is_ok() {
+        return Err(CliError::Running(args.id.clone()));
     }
-    Ok(address)
+    // Should this process be killed before there is a daemon, the next pod's start finds in the state what it has left.
+    let directory = StateDir::new(Path::new(state::ROOT), &args.id);
+    let state = State::of_a_new_shim(&args.id, bundle, &path);
+    directory.save(&state).map_err(CliError::system("write the pod's state under /run/ravelin"))?;
+    let address = address(&path);
+    let started = bind(&path).map_err(listen).and_then(|listener| {
+        let spawned = spawn(args, input, &address, &listener);
+        let (mut child, errors) = spawned.map_err(CliError::system("start the shim's daemon"))?;
+        let waited = wait_until_it_serves(errors, patience).and_then(|()| still_serves(&mut child));
+        waited.inspect_err(|_| give_up(&mut child))
+    });
+    if started.is_err() {
+        // Nobody has asked the daemon for a machine yet, so there is no more than this; containerd, whose start has failed, calls
+        // no `delete`. The error that is on its way says enough.
+        let _ = fs::remove_file(&path);
+        let _ = directory.remove();
+    }
+    started.map(|()| address)
 }
 
-/// Ends a daemon that does not serve, and takes its state away: containerd, whose start has failed, calls no `delete`.
-fn give_up(daemon: &mut Child, directory: &StateDir) {
+/// Listens on a socket that is only root's, in place of one that a killed shim left.
+fn bind(path: &Path) -> io::Result<UnixListener> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let listener = UnixListener::bind(path)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+/// Ends a daemon that does not serve.
+fn give_up(daemon: &mut Child) {
     // It may have ended by itself.
     let _ = daemon.kill();
     let _ = daemon.wait();
-    // Nobody has asked it for a machine yet, so there is no more than this; the error that is on its way says enough.
-    let _ = directory.remove();
 }
 
 /// Makes sure that the daemon's standard error output ended because it serves and has put another in its place, and not
@@ -274,14 +279,13 @@ mod tests {
     }
 
     #[test]
-    fn a_daemon_that_does_not_serve_leaves_no_state() {
+    fn the_socket_of_a_killed_shim_is_replaced() {
         let root = tempfile::tempdir().unwrap();
-        let directory = StateDir::new(root.path(), "abc");
-        directory.save(&state::State::default()).unwrap();
-        let mut daemon = Command::new("sleep").arg("1000").spawn().unwrap();
-        give_up(&mut daemon, &directory);
-        assert!(!daemon.wait().unwrap().success());
-        assert!(!directory.path().exists());
+        let path = root.path().join("socket");
+        drop(bind(&path).unwrap());
+        let _listener = bind(&path).unwrap();
+        UnixStream::connect(&path).unwrap();
+        assert_eq!(path.metadata().unwrap().permissions().mode() & 0o7777, 0o600);
     }
 
     #[test]

@@ -27,8 +27,10 @@ pub(super) fn keep() -> io::Result<()> {
     let (sender, receiver) = channel::<Work>();
     thread::Builder::new().name("unrestricted".to_owned()).spawn(move || {
         for (name, work) in receiver {
-            // Where the node gives no more threads the work is dropped, which tells who waits for it.
-            let _ = thread::Builder::new().name(name.to_owned()).spawn(work);
+            // With a thread that the node does not give goes the work, which tells who waits for it.
+            if let Err(error) = thread::Builder::new().name(name.to_owned()).spawn(work) {
+                tracing::error!("cannot begin the thread {name}: {error}");
+            }
         }
     })?;
     MAKER.set(sender).map_err(|_| io::Error::other("the shim restricts itself once"))

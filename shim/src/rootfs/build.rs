@@ -1,9 +1,9 @@
 //! Runs the programs that make images.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, fchown};
+use std::os::unix::fs::{PermissionsExt, fchown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -14,8 +14,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 
-use super::RootfsError;
 use super::confined::{self, Confined};
+use super::{RootfsError, unnamed};
 use crate::node_lock::NodeLock;
 
 /// Sizes of images are multiples of this many bytes.
@@ -36,22 +36,22 @@ const FULL: u64 = 1 << 20;
 /// Bytes by which a layer image may be longer than its file system has room for when it is begun: others may make room.
 const HOPE: u64 = 1 << 30;
 
-/// Makes an EROFS image of `directory` at `image`, which must not be taken for whole before this returns.
+/// Makes an EROFS image of `layer`: a file without a name yet, on the file system of `directory`.
 ///
 /// Uncompressed, with extended attributes and whiteouts as they are, so that overlayfs in the guest understands them.
 /// Blocks, for at most `patience`: a disk that does not answer must not keep others waiting for ever. `lock` stays held
 /// until the program has ended, even if this process is killed.
 pub(super) fn erofs(
+    layer: &Path,
     directory: &Path,
-    image: &Path,
     uuid: &str,
     lock: &NodeLock,
     patience: Duration,
-) -> Result<(), RootfsError> {
+) -> Result<File, RootfsError> {
     let program = find("mkfs.erofs").ok_or(MKFS_EROFS.missing())?;
     let arguments = ["--quiet", "--preserve-mtime", "-U", uuid, confined::IMAGE, confined::LAYER];
-    confine(&program, &arguments, directory, image, lock, patience).map_err(|error| match error {
-        RootfsError::Tool { .. } => find_longest_name(directory, 0).map_or(error, |path| {
+    confine(&program, &arguments, layer, directory, lock, patience).map_err(|error| match error {
+        RootfsError::Tool { .. } => find_longest_name(layer, 0).map_or(error, |path| {
             RootfsError::NotSupported(format!(
                 "a file name of {LONGEST_NAME} bytes, which this node's mkfs.erofs cannot take: {}",
                 path.display()
@@ -61,31 +61,37 @@ pub(super) fn erofs(
     })
 }
 
-/// Has `program` make `image` of `directory`, confined: both have strangers' content to deal with.
+/// Has `program` make an image of `layer`, confined: both have strangers' content to deal with.
 pub(super) fn confine(
     program: &Path,
     arguments: &[&str],
+    layer: &Path,
     directory: &Path,
-    image: &Path,
     lock: &NodeLock,
     patience: Duration,
-) -> Result<(), RootfsError> {
-    let file = create(image)?;
-    let failed = |source| RootfsError::file("finish the layer image", image)(source);
-    fchown(&file, Some(confined::USER), Some(confined::USER)).map_err(failed)?;
+) -> Result<File, RootfsError> {
+    let failed = |source| {
+        RootfsError::file(
+            "make a layer image, which has no name (O_TMPFILE) until it is whole, in",
+            directory,
+        )(source)
+    };
+    let image = unnamed::create(directory).map_err(failed)?;
+    fchown(&image, Some(confined::USER), Some(confined::USER)).map_err(failed)?;
     let confined = Confined {
         program: program.to_owned(),
         arguments: arguments.iter().map(Into::into).collect(),
-        layer: directory.to_owned(),
-        image: image.to_owned(),
-        file_bytes: free_bytes(image).map_err(failed)?.saturating_add(HOPE),
+        layer: layer.to_owned(),
+        image: image.as_raw_fd(),
+        file_bytes: free_bytes(directory).map_err(failed)?.saturating_add(HOPE),
         // Newer versions work in two threads.
         seconds: patience.as_secs().saturating_add(1).saturating_mul(2),
     };
-    MKFS_EROFS.run(confined.command(), directory, image, lock, patience)?;
-    fchown(&file, Some(0), Some(0)).map_err(failed)?;
-    let length = file.metadata().map_err(failed)?.len();
-    file.set_len(length.next_multiple_of(PAGE).max(PAGE)).map_err(failed)
+    MKFS_EROFS.run(confined.command(), Work { about: layer, directory, image: &image }, lock, patience)?;
+    fchown(&image, Some(0), Some(0)).map_err(failed)?;
+    let length = image.metadata().map_err(failed)?.len();
+    image.set_len(length.next_multiple_of(PAGE).max(PAGE)).map_err(failed)?;
+    Ok(image)
 }
 
 /// Where a program is.
@@ -96,19 +102,27 @@ fn find(name: &str) -> Option<PathBuf> {
     PATH.split(':').map(|directory| Path::new(directory).join(name)).find(runs)
 }
 
-/// Makes a sparse ext4 image of `bytes` bytes at `image`: no journal, since nobody reads it after its machine is gone;
-/// no reserved blocks; nothing that the guest's kernel would fill in later; few places written, so that it copies fast.
-pub(super) fn ext4(image: &Path, bytes: u64, lock: &NodeLock, patience: Duration) -> Result<(), RootfsError> {
-    let file = create(image)?;
-    file.set_len(bytes).map_err(RootfsError::file("size the scratch disk", image))?;
-    drop(file);
+/// Makes a sparse ext4 image of `bytes` bytes: a file without a name yet, on the file system of `directory`. It has no journal,
+/// since nobody reads it after its machine is gone; no reserved blocks; nothing that the guest's kernel would fill in later; few places written, so that it copies fast.
+pub(super) fn ext4(
+    directory: &Path,
+    bytes: u64,
+    lock: &NodeLock,
+    patience: Duration,
+) -> Result<File, RootfsError> {
+    let made = unnamed::create(directory).and_then(|file| file.set_len(bytes).map(|()| file));
+    let image = made.map_err(RootfsError::file(
+        "make a template, which has no name (O_TMPFILE) until it is whole, in",
+        directory,
+    ))?;
     let mut command = Command::new("mkfs.ext4");
     command
         .args(["-q", "-F", "-m", "0", "-b", "4096", "-G", "256"])
         .args(["-O", "^has_journal,^metadata_csum,^resize_inode,^64bit,uninit_bg,sparse_super2"])
         .args(["-E", "num_backup_sb=0,root_owner=0:0,lazy_itable_init=1"])
-        .arg(image);
-    MKFS_EXT4.run(command, image, image, lock, patience)
+        .arg(format!("/proc/self/fd/{}", image.as_raw_fd()));
+    MKFS_EXT4.run(command, Work { about: directory, directory, image: &image }, lock, patience)?;
+    Ok(image)
 }
 
 /// A file whose name is as long as a name can be: mkfs.erofs 1.5 cuts such names and then misses the file.
@@ -124,14 +138,15 @@ fn find_longest_name(directory: &Path, depth: usize) -> Option<PathBuf> {
     })
 }
 
-/// Makes an empty file that only root can read, in place of one that an interrupted build left.
-fn create(image: &Path) -> Result<File, RootfsError> {
-    let failed = RootfsError::file("create", image);
-    match fs::remove_file(image) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
-        _ => {}
-    }
-    OpenOptions::new().write(true).create_new(true).mode(0o600).open(image).map_err(failed)
+/// What a program is run for.
+#[derive(Clone, Copy)]
+struct Work<'a> {
+    /// What an image is made of, or where.
+    about: &'a Path,
+    /// Where the image is made.
+    directory: &'a Path,
+    /// The image, which the program inherits.
+    image: &'a File,
 }
 
 /// A program that makes an image.
@@ -147,16 +162,15 @@ const MKFS_EROFS: Tool = Tool { name: "mkfs.erofs", package: "erofs-utils", alon
 const MKFS_EXT4: Tool = Tool { name: "mkfs.ext4", package: "e2fsprogs", alone: false };
 
 impl Tool {
-    /// Runs the program. `about` is what it makes the image from, or the image.
+    /// Runs the program.
     fn run(
         &self,
         mut command: Command,
-        about: &Path,
-        image: &Path,
+        work: Work<'_>,
         lock: &NodeLock,
         patience: Duration,
     ) -> Result<(), RootfsError> {
-        let lock = lock.as_raw_fd();
+        let inherited = [lock.as_raw_fd(), work.image.as_raw_fd()];
         let failed = |source| RootfsError::File { what: "run", path: self.name.into(), source };
         let (heard, said) = io::pipe().map_err(failed)?;
         command.env_clear().env("PATH", PATH).current_dir("/");
@@ -168,8 +182,10 @@ impl Tool {
                 libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
                 // Whatever a library may have left open.
                 libc::syscall(libc::SYS_close_range, 3, u32::MAX, libc::CLOSE_RANGE_CLOEXEC);
-                // The program inherits the lock.
-                if libc::fcntl(lock, libc::F_SETFD, 0) < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+                if inherited.iter().any(|descriptor| libc::fcntl(*descriptor, libc::F_SETFD, 0) < 0) {
+                    return Err(io::Error::last_os_error());
+                }
+                Ok(())
             });
         }
         let words = listen(heard).map_err(failed)?;
@@ -179,20 +195,20 @@ impl Tool {
             _ => failed(source),
         })?;
         let Some(status) = status else {
-            return Err(RootfsError::TooLong { what: self.name, path: about.to_owned(), patience });
+            return Err(RootfsError::TooLong { what: self.name, path: work.about.to_owned(), patience });
         };
         if status.success() {
             return Ok(());
         }
-        if is_full(image) {
-            return Err(RootfsError::DiskFull { path: image.to_owned() });
+        if is_full(work.directory) {
+            return Err(RootfsError::DiskFull { path: work.directory.to_owned() });
         }
         let words = words.join().unwrap_or_default();
         let words = String::from_utf8_lossy(&words);
         let last = words.lines().map(str::trim).rfind(|line| !line.is_empty()).unwrap_or("it said nothing");
         let message: String = last.chars().filter(|c| !c.is_control()).take(MAX_MESSAGE).collect();
         let message = format!("{message} ({status})");
-        Err(RootfsError::Tool { tool: self.name, path: about.to_owned(), message })
+        Err(RootfsError::Tool { tool: self.name, path: work.about.to_owned(), message })
     }
 
     const fn missing(&self) -> RootfsError {
@@ -263,14 +279,14 @@ fn end_within(child: &mut Child, patience: Duration) -> io::Result<Option<ExitSt
     }
 }
 
-/// Whether the file system of a file has no space left.
-pub(super) fn is_full(file: &Path) -> bool {
-    free_bytes(file).is_ok_and(|bytes| bytes < FULL)
+/// Whether the file system of a directory has no space left.
+pub(super) fn is_full(directory: &Path) -> bool {
+    free_bytes(directory).is_ok_and(|bytes| bytes < FULL)
 }
 
-/// Bytes that are free, for others than root, on the file system of a file.
-fn free_bytes(file: &Path) -> io::Result<u64> {
-    let stat = rustix::fs::statvfs(file.parent().unwrap_or(file))?;
+/// Bytes that are free, for others than root, on the file system of a directory.
+fn free_bytes(directory: &Path) -> io::Result<u64> {
+    let stat = rustix::fs::statvfs(directory)?;
     Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 
@@ -286,7 +302,9 @@ mod tests {
         let tool = Tool { name: "sleep", package: "coreutils", alone: false };
         let mut command = Command::new("sleep");
         command.arg("1000");
-        let error = tool.run(command, dir.path(), dir.path(), &lock, Duration::from_millis(50)).unwrap_err();
+        let image = unnamed::create(dir.path()).unwrap();
+        let work = Work { about: dir.path(), directory: dir.path(), image: &image };
+        let error = tool.run(command, work, &lock, Duration::from_millis(50)).unwrap_err();
         assert!(error.to_string().starts_with("sleep "), "{error}");
         assert!(error.to_string().contains("took more than 0 s (layer_seconds"), "{error}");
         // With the program goes its copy of the lock.
@@ -301,10 +319,9 @@ mod tests {
         let tool = Tool { name: "sh", package: "dash", alone: false };
         let mut command = Command::new("sh");
         command.args(["-c", "head -c 200000 /dev/zero >&2; echo 'no more' >&2; exit 3"]);
-        let error = tool
-            .run(command, dir.path(), dir.path(), &lock, Duration::from_secs(60))
-            .unwrap_err()
-            .to_string();
+        let image = unnamed::create(dir.path()).unwrap();
+        let work = Work { about: dir.path(), directory: dir.path(), image: &image };
+        let error = tool.run(command, work, &lock, Duration::from_secs(60)).unwrap_err().to_string();
         assert!(error.starts_with("sh cannot make") && error.ends_with("(exit status: 3)"), "{error}");
     }
 }

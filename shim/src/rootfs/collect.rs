@@ -36,8 +36,6 @@ pub(super) fn sweep(directory: &Path, unused: Duration) -> io::Result<()> {
         let (Some(name), Some(extension)) = (path.file_stem(), path.extension()) else { continue };
         let (Some(name), Some(extension)) = (name.to_str(), extension.to_str()) else { continue };
         let garbage = match extension {
-            // Somebody makes it right now, or has died while making it: the lock tells.
-            "tmp" => true,
             "erofs" | "record" => is_unused(&path, unused) && !is_wanted(directory, name),
             "record-new" => is_unused(&path, unused),
             _ => false,

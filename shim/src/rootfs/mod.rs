@@ -15,6 +15,7 @@ pub mod scratch;
 mod store;
 #[cfg(test)]
 mod tests;
+mod unnamed;
 
 pub use mounts::RootfsMount;
 pub use store::{Layer, LayerStore};

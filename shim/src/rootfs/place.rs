@@ -14,8 +14,6 @@ pub(super) struct Place {
     pub image: PathBuf,
     /// What is known of it.
     pub record: PathBuf,
-    /// The image while it is being made.
-    pub temporary: PathBuf,
 }
 
 impl Place {
@@ -42,9 +40,7 @@ impl Place {
         for entry in directory.read_dir().into_iter().flatten().flatten() {
             let path = entry.path();
             let of_ours = entry.file_name().as_encoded_bytes().starts_with(PREFIX.as_bytes());
-            // Another version of the shim may be making its own at this moment.
-            let unfinished = path.extension().is_some_and(|extension| extension == "tmp");
-            if of_ours && !unfinished && path.file_stem() != Some(own) {
+            if of_ours && path.file_stem() != Some(own) {
                 // A machine that has it open keeps it until it ends.
                 let _ = std::fs::remove_file(path);
             }
@@ -54,7 +50,7 @@ impl Place {
     /// The files called `name` in `directory`.
     pub fn named(directory: &Path, name: &str) -> Self {
         let file = |extension| directory.join(format!("{name}.{extension}"));
-        Self { image: file("erofs"), record: file("record"), temporary: file("tmp") }
+        Self { image: file("erofs"), record: file("record") }
     }
 }
 
@@ -90,14 +86,8 @@ mod tests {
     #[test]
     fn an_image_takes_the_place_of_its_snapshots_older_ones_and_of_nothing_else() {
         let dir = tempfile::tempdir().unwrap();
-        let names = [
-            "fs",
-            "ravelin-making.tmp",
-            "ravelin-old.erofs",
-            "ravelin-old.record",
-            "ravelin-new.erofs",
-            "ravelin-new.record",
-        ];
+        let names =
+            ["fs", "ravelin-old.erofs", "ravelin-old.record", "ravelin-new.erofs", "ravelin-new.record"];
         for name in names {
             std::fs::write(dir.path().join(name), "").unwrap();
         }
@@ -114,6 +104,6 @@ mod tests {
         Place::named(dir.path(), "other").remove_others();
         assert_eq!(left().len(), names.len());
         Place::named(dir.path(), "ravelin-new").remove_others();
-        assert_eq!(left(), ["fs", "ravelin-making.tmp", "ravelin-new.erofs", "ravelin-new.record"]);
+        assert_eq!(left(), ["fs", "ravelin-new.erofs", "ravelin-new.record"]);
     }
 }

@@ -5,9 +5,9 @@ use std::io;
 use std::path::Path;
 use std::time::Duration;
 
-use rustix::fs::{Mode, OFlags, SeekFrom};
+use rustix::fs::SeekFrom;
 
-use super::{RootfsError, build};
+use super::{RootfsError, build, unnamed};
 use crate::node_lock;
 use crate::sync::blocking;
 
@@ -41,7 +41,7 @@ fn make(templates: &Path, directory: &Path, bytes: u64, patience: Duration) -> R
     for directory in [templates, directory] {
         fs::create_dir_all(directory).map_err(RootfsError::file("create", directory))?;
     }
-    if build::is_full(&directory.join("scratch")) {
+    if build::is_full(directory) {
         return Err(RootfsError::DiskFull { path: directory.to_owned() });
     }
     let template = template(templates, bytes, patience)?;
@@ -50,10 +50,7 @@ fn make(templates: &Path, directory: &Path, bytes: u64, patience: Duration) -> R
             source,
         )
     };
-    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
-    let disk =
-        rustix::fs::open(directory, flags, Mode::RUSR | Mode::WUSR).map_err(|errno| failed(errno.into()))?;
-    let disk = File::from(disk);
+    let disk = unnamed::create(directory).map_err(failed)?;
     disk.set_len(bytes).and_then(|()| copy_data(&template, &disk, bytes)).map_err(failed)?;
     Ok(disk)
 }
@@ -75,25 +72,18 @@ fn template(templates: &Path, bytes: u64, patience: Duration) -> Result<File, Ro
         return Ok(file);
     }
     remove_old(templates, &boot);
-    let temporary = templates.join(format!("{name}.tmp"));
-    build::ext4(&temporary, bytes, &lock, patience).inspect_err(|_| {
-        let _ = fs::remove_file(&temporary);
-    })?;
-    fs::rename(&temporary, &path).map_err(failed)?;
-    File::open(&path).map_err(failed)
+    let made = build::ext4(templates, bytes, &lock, patience)?;
+    unnamed::name(&made, &path)
+        .map_err(RootfsError::file("put in place the scratch disk's template", &path))?;
+    Ok(made)
 }
 
-/// Removes templates of earlier boots and what interrupted builds left.
+/// Removes templates of earlier boots.
 fn remove_old(templates: &Path, boot: &str) {
     let Ok(entries) = fs::read_dir(templates) else { return };
     for path in entries.flatten().map(|entry| entry.path()) {
         let Some(name) = path.file_stem().and_then(|name| name.to_str()) else { continue };
-        if !name.starts_with("scratch-")
-            || (path.extension().is_some_and(|e| e == "ext4") && name.ends_with(boot))
-        {
-            continue;
-        }
-        if let Ok(Some(_lock)) = node_lock::try_acquire(templates, name) {
+        if name.starts_with("scratch-") && !name.ends_with(boot) {
             let _ = fs::remove_file(&path);
         }
     }

@@ -2,7 +2,6 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::Semaphore;
@@ -11,7 +10,7 @@ use super::identity::{self, Identity};
 use super::mounts::{self, Kind, RootfsMount, Source};
 use super::place::Place;
 use super::record::{self, Record};
-use super::{RootfsError, build, collect};
+use super::{RootfsError, build, collect, unnamed};
 use crate::node_lock::{self, NodeLock};
 use crate::privileges::unrestricted;
 use crate::sync::Cancelled;
@@ -34,8 +33,8 @@ pub struct Layer {
 
 /// The node's layer images.
 ///
-/// An image of a committed snapshot is named by the identity of its directory, made once under a lock, and renamed
-/// into its place (see [`Place`]) when it is whole. It goes with the snapshot; machines that still use it hold it open.
+/// An image of a committed snapshot is named by the identity of its directory and made once, under a lock. It gets its name
+/// in its place (see [`Place`]) when it is whole. It goes with the snapshot; machines that still use it hold it open.
 /// Images of a container's own directories have no name at all.
 #[derive(Debug, Clone)]
 pub struct LayerStore {
@@ -43,8 +42,6 @@ pub struct LayerStore {
     builds: Arc<Semaphore>,
     patience: Duration,
 }
-
-static PRIVATE: AtomicU64 = AtomicU64::new(0);
 
 impl LayerStore {
     /// Images are kept in `directory`, which is made when it is first needed. `patience` is the time one may take to be
@@ -197,18 +194,15 @@ impl Maker<'_> {
         }
         let _turn = self.turn(&identity.path)?;
         let started = Instant::now();
-        build::erofs(&identity.path, &place.temporary, &uuid(key), &lock, self.patience).inspect_err(
-            |_| {
-                let _ = fs::remove_file(&place.temporary);
-            },
-        )?;
+        let directory = place.image.parent().unwrap_or(self.directory);
+        let made = build::erofs(&identity.path, directory, &uuid(key), &lock, self.patience)?;
         // One that a power cut may have spoilt must not come under the new record if we are killed before the new one is in
         // its place.
         remove_if_there(&place.image)
             .map_err(RootfsError::file("remove the old layer image", &place.image))?;
         let mut entry = Record { boot: record::boot_id(), synced: false, source: identity.path.clone() };
         entry.write(&place.record).map_err(RootfsError::file("write the record", &place.record))?;
-        fs::rename(&place.temporary, &place.image)
+        unnamed::name(&made, &place.image)
             .map_err(RootfsError::file("put in place the layer image", &place.image))?;
         place.remove_others();
         let layer = open(&place.image, key)?.ok_or_else(|| empty_image(&identity.path))?;
@@ -231,24 +225,17 @@ impl Maker<'_> {
     }
 
     fn private(&self, source: &Path) -> Result<Layer, RootfsError> {
-        let name = format!("private-{}-{}", std::process::id(), PRIVATE.fetch_add(1, Ordering::Relaxed));
-        // Nobody else has this name; the lock tells the collector that its file is being made.
-        let lock = self.wait("the lock on the image of", source, || {
-            node_lock::acquire(self.directory, &name, self.patience)
-        })?;
-        let _turn = self.turn(source)?;
-        let temporary = Place::named(self.directory, &name).temporary;
+        let turn = self.turn(source)?;
         let mut unique = [0; 20];
-        let made = getrandom(&mut unique)
-            .map_err(RootfsError::file("read randomness for", &temporary))
-            .and_then(|()| {
-                let key = identity::hex(unique.iter());
-                build::erofs(source, &temporary, &uuid(&key), &lock, self.patience)?;
-                open(&temporary, &key)
-            });
-        // From here on the image lives as long as it is open.
-        let _ = fs::remove_file(&temporary);
-        made?.ok_or_else(|| empty_image(source))
+        getrandom(&mut unique).map_err(RootfsError::file("read randomness for the image of", source))?;
+        let key = identity::hex(unique.iter());
+        let made = build::erofs(source, self.directory, &uuid(&key), &turn, self.patience)?;
+        // Who writes to it cannot be the one who maps it for a machine.
+        let file =
+            unnamed::reopen(&made).map_err(RootfsError::file("open the layer image in", self.directory))?;
+        let length =
+            file.metadata().map_err(RootfsError::file("measure the layer image in", self.directory))?.len();
+        Ok(Layer { key, file, length })
     }
 
     /// A place among the few that make images on this node: a burst of new images must not take the disk from

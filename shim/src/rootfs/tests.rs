@@ -8,7 +8,6 @@ use std::time::Duration;
 use super::mounts::{Kind, sources};
 use super::record::Record;
 use super::{LayerStore, RootfsError, RootfsMount, collect, identity, scratch};
-use crate::node_lock;
 use crate::testing::skip;
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -193,9 +192,8 @@ async fn a_layer_is_made_once_by_whoever_comes_first() {
     assert_eq!(again.len(), 3);
     assert_eq!(inodes(&again[1..]), inodes(&first));
     assert_eq!(again[0].file.metadata().unwrap().nlink(), 0);
-    assert!(
-        !fs::read_dir(&layers).unwrap().flatten().any(|e| e.path().extension().is_some_and(|x| x == "tmp"))
-    );
+    let names = || fs::read_dir(&layers).unwrap().flatten().map(|entry| entry.path());
+    assert!(names().all(|path| path.extension().is_none_or(|kind| kind == "erofs" || kind == "record")));
 }
 
 #[tokio::test]
@@ -222,7 +220,6 @@ async fn what_an_interrupted_build_left_is_not_taken_for_whole() {
     fs::create_dir(&layers).unwrap();
     let key = identity::identify(&source).unwrap().key;
     let (image, record) = (layers.join(format!("{key}.erofs")), layers.join(format!("{key}.record")));
-    fs::write(layers.join(format!("{key}.tmp")), "half").unwrap();
     fs::write(&image, vec![1; 4096]).unwrap();
     Record { boot: "another".to_owned(), synced: false, source: source.clone() }.write(&record).unwrap();
     let store = LayerStore::new(&layers, PATIENCE);
@@ -230,7 +227,6 @@ async fn what_an_interrupted_build_left_is_not_taken_for_whole() {
     let mut magic = [0; 4];
     made[0].file.read_exact_at(&mut magic, 1024).unwrap();
     assert_eq!(u32::from_le_bytes(magic), 0xe0f5_e1e2);
-    assert!(!layers.join(format!("{key}.tmp")).exists());
 }
 
 #[tokio::test]
@@ -247,9 +243,7 @@ async fn a_name_that_the_tool_cannot_take_is_told() {
     if let Err(error) = store.prepare(&[mount("bind", source.to_str().unwrap(), &["ro"])]).await {
         assert!(error.to_string().contains("not supported yet: a file name of 255 bytes"), "{error}");
     }
-    assert!(
-        !fs::read_dir(&layers).unwrap().flatten().any(|e| e.path().extension().is_some_and(|x| x == "tmp"))
-    );
+    assert!(fs::read_dir(&layers).unwrap().flatten().all(|entry| entry.file_name() == "lock"));
 }
 
 #[tokio::test]
@@ -285,16 +279,12 @@ fn images_of_directories_that_are_gone_are_collected() {
     fs::remove_dir(&replaced).unwrap();
     std::thread::sleep(Duration::from_millis(20));
     fs::create_dir(&replaced).unwrap();
-    fs::write(layers.join("dead.tmp"), "").unwrap();
-    fs::write(layers.join("alive.tmp"), "").unwrap();
-    let _lock = node_lock::acquire(&layers, "alive", PATIENCE).unwrap();
 
     collect::sweep(&layers, Duration::from_secs(600)).unwrap();
     assert!(gone_image.exists(), "used a moment ago");
     collect::sweep(&layers, Duration::ZERO).unwrap();
     assert!(kept_image.exists());
     assert!(!gone_image.exists() && !replaced_image.exists());
-    assert!(!layers.join("dead.tmp").exists() && layers.join("alive.tmp").exists());
 }
 
 #[tokio::test]
@@ -346,12 +336,11 @@ async fn a_scratch_disk_is_a_sparse_file_without_a_name() {
     }
     let dir = tempfile::tempdir().unwrap();
     let (templates, scratch) = (dir.path().join("templates"), dir.path().join("scratch"));
-    // Templates of an earlier boot go, and what its crash left half made; one that another shim is just making stays.
+    // Templates of an earlier boot go.
     fs::create_dir(&templates).unwrap();
-    for name in ["scratch-1-earlier.ext4", "scratch-2-earlier.tmp", "scratch-3-now.tmp", "other.ext4"] {
+    for name in ["scratch-1-earlier.ext4", "other.ext4"] {
         fs::write(templates.join(name), "").unwrap();
     }
-    let _another = node_lock::acquire(&templates, "scratch-3-now", Duration::ZERO).unwrap();
     let mut disks = Vec::new();
     for _ in 0..2 {
         let disk: File = scratch::create(&templates, &scratch, (20 << 30) - 5, PATIENCE).await.unwrap();
@@ -365,8 +354,7 @@ async fn a_scratch_disk_is_a_sparse_file_without_a_name() {
     }
     assert_eq!(fs::read_dir(&scratch).unwrap().count(), 0);
     let there = |name: &str| templates.join(name).exists();
-    assert!(!there("scratch-1-earlier.ext4") && !there("scratch-2-earlier.tmp"));
-    assert!(there("scratch-3-now.tmp") && there("other.ext4"));
+    assert!(!there("scratch-1-earlier.ext4") && there("other.ext4"));
     let fsck = Command::new("e2fsck")
         .args([
             "-fn",

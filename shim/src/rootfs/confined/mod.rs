@@ -12,9 +12,12 @@ mod view;
 use std::convert::Infallible;
 use std::error::Error;
 use std::ffi::{OsStr, OsString};
+use std::io;
+use std::os::fd::RawFd;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::str::FromStr;
 
 use landlock::{
     ABI, Access, AccessFs, AccessNet, PathBeneath, PathFd, Ruleset, RulesetAttr, RulesetCreatedAttr, Scope,
@@ -59,8 +62,8 @@ pub(super) struct Confined {
     pub arguments: Vec<OsString>,
     /// The directory that it reads, as [`LAYER`].
     pub layer: PathBuf,
-    /// The file that it writes, as [`IMAGE`]; it must be [`USER`]'s.
-    pub image: PathBuf,
+    /// The file that it writes, as [`IMAGE`], which it must inherit open. It must be [`USER`]'s.
+    pub image: RawFd,
     /// Bytes to which a file may grow.
     pub file_bytes: u64,
     /// Seconds of processor time that it may take.
@@ -71,20 +74,22 @@ impl Confined {
     /// Runs the program confined. The process must be the first of a process namespace.
     pub fn command(&self) -> Command {
         let mut command = this_program();
-        command.args([&self.program, &self.layer, &self.image]);
+        command.args([&self.program, &self.layer]).arg(self.image.to_string());
         command.args([self.file_bytes.to_string(), self.seconds.to_string()]).args(&self.arguments);
         command
     }
 
     /// What [`Confined::command`] was told.
     fn read(mut arguments: impl Iterator<Item = OsString>) -> Option<Self> {
-        let number = |text: OsString| text.to_str()?.parse().ok();
+        fn number<T: FromStr>(text: Option<OsString>) -> Option<T> {
+            text?.to_str()?.parse().ok()
+        }
         Some(Self {
             program: arguments.next()?.into(),
             layer: arguments.next()?.into(),
-            image: arguments.next()?.into(),
-            file_bytes: arguments.next().and_then(number)?,
-            seconds: arguments.next().and_then(number)?,
+            image: number(arguments.next())?,
+            file_bytes: number(arguments.next())?,
+            seconds: number(arguments.next())?,
             arguments: arguments.collect(),
         })
     }
@@ -116,7 +121,7 @@ pub fn run(arguments: impl Iterator<Item = OsString>) -> Result<Infallible, Conf
     let threads = works_in_threads(&order.program, &libraries).map_err(failed("read the program"))?;
     let filter = calls::filter(threads).map_err(failed("make the seccomp filter"))?;
     leave_namespaces()?;
-    let view = View { code: &libraries, program: &order.program, layer: &order.layer, image: &order.image };
+    let view = View { code: &libraries, program: &order.program, layer: &order.layer, image: order.image };
     view.enter()?;
     set_limits(&order)?;
     drop_privileges()?;
@@ -131,7 +136,7 @@ pub fn run(arguments: impl Iterator<Item = OsString>) -> Result<Infallible, Conf
 
 /// Whether a program makes threads. mkfs.erofs does from 1.8 on; an older one may make none. For a process that holds
 /// `CAP_SYS_ADMIN` nothing else limits their number.
-fn works_in_threads(program: &Path, libraries: &[PathBuf]) -> std::io::Result<bool> {
+fn works_in_threads(program: &Path, libraries: &[PathBuf]) -> io::Result<bool> {
     const MAKES_THREADS: &[u8] = b"pthread_create";
     let named = |path: &Path, beginning: &str| {
         path.file_name().and_then(OsStr::to_str).is_some_and(|name| name.starts_with(beginning))

@@ -1,5 +1,7 @@
 use std::ffi::CString;
 use std::fs::{self, File, Permissions};
+use std::io::Read;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -8,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{XattrFlags, setxattr};
 
-use super::super::{RootfsError, build};
+use super::super::{RootfsError, build, unnamed};
 use super::*;
 use crate::node_lock::{self, NodeLock};
 use crate::testing::skip;
@@ -56,16 +58,12 @@ impl Scene {
         self.dir.path().join("layer").join(name)
     }
 
-    fn image(&self) -> PathBuf {
-        self.dir.path().join("image")
-    }
-
-    fn confine(&self, program: &str, arguments: &[&str], patience: Duration) -> Result<(), RootfsError> {
-        build::confine(Path::new(program), arguments, &self.layer(""), &self.image(), &self.lock, patience)
+    fn confine(&self, program: &str, arguments: &[&str], patience: Duration) -> Result<File, RootfsError> {
+        build::confine(Path::new(program), arguments, &self.layer(""), self.dir.path(), &self.lock, patience)
     }
 
     /// Runs a Perl program, which is in the layer, in mkfs.erofs's place: perl alone needs no files but its libraries.
-    fn run_perl(&self, program: &str, patience: Duration) -> Result<(), RootfsError> {
+    fn run_perl(&self, program: &str, patience: Duration) -> Result<File, RootfsError> {
         fs::write(self.layer("program"), program).unwrap();
         self.confine("/usr/bin/perl", &["/layer/program", self.dir.path().to_str().unwrap()], patience)
     }
@@ -74,8 +72,7 @@ impl Scene {
     fn perl(&self, program: &str) -> String {
         let program =
             format!("open(IMAGE, '+<', '/image') or die 'image'; syswrite(IMAGE, do {{ {program} }});");
-        self.run_perl(&program, PATIENCE).unwrap();
-        let written = fs::read(self.image()).unwrap();
+        let written = content(&self.run_perl(&program, PATIENCE).unwrap());
         String::from_utf8(written.into_iter().take_while(|byte| *byte != 0).collect()).unwrap()
     }
 
@@ -83,6 +80,13 @@ impl Scene {
     fn refusal(&self, expression: &str) -> String {
         self.perl(&format!("defined({expression}) ? 'done' : \"$!\""))
     }
+}
+
+/// All that is in an image.
+fn content(image: &File) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    unnamed::reopen(image).unwrap().read_to_end(&mut bytes).unwrap();
+    bytes
 }
 
 fn node(path: &Path, kind: libc::mode_t, device: libc::dev_t) {
@@ -140,21 +144,20 @@ fn an_image_is_the_same_confined_and_not() {
     let arguments = ["--quiet", "--preserve-mtime", "-U", UUID];
     let made = Command::new("mkfs.erofs").args(arguments).arg(&plain).arg(scene.layer("")).status().unwrap();
     assert!(made.success());
-    build::erofs(&scene.layer(""), &scene.image(), UUID, &scene.lock, PATIENCE).unwrap();
-    let read = |image: &Path| {
-        let mut bytes = fs::read(image).unwrap();
+    let image = build::erofs(&scene.layer(""), scene.dir.path(), UUID, &scene.lock, PATIENCE).unwrap();
+    let comparable = |mut bytes: Vec<u8>| {
         // The superblock's checksum, and the time at which it was made.
         bytes[1028..1032].fill(0);
         bytes[1048..1060].fill(0);
         bytes
     };
-    let (plain, confined) = (read(&plain), read(&scene.image()));
+    let (plain, confined) = (comparable(fs::read(plain).unwrap()), comparable(content(&image)));
     for attribute in ["overlay.opaque", "strange", "capability", "ours"] {
         assert!(confined.windows(attribute.len()).any(|name| name == attribute.as_bytes()), "{attribute}");
     }
     assert!(plain == confined, "{} and {} bytes", plain.len(), confined.len());
-    let image = fs::metadata(scene.image()).unwrap();
-    assert_eq!((image.uid(), image.gid(), image.mode() & 0o7777), (0, 0, 0o600));
+    let image = image.metadata().unwrap();
+    assert_eq!((image.uid(), image.gid(), image.mode() & 0o7777, image.nlink()), (0, 0, 0o600, 0));
 }
 
 #[test]
@@ -175,7 +178,7 @@ fn a_program_that_fails_is_quoted() {
 fn nothing_of_the_node_is_seen_but_the_layer_the_image_and_the_program() {
     let Some(scene) = Scene::set() else { return };
     let seen = scene.perl("opendir(D, '/'); join ' ', sort grep { !/^\\./ } readdir D");
-    assert_eq!(seen, "etc image layer lib lib64 usr");
+    assert_eq!(seen, "etc image layer lib lib64 proc usr");
     assert_eq!(scene.perl("opendir(D, '/etc'); join ' ', sort grep { !/^\\./ } readdir D"), "ld.so.cache");
     assert_eq!(scene.perl("opendir(D, '/usr/bin'); join ' ', sort grep { !/^\\./ } readdir D"), "perl");
     assert_eq!(scene.perl("opendir(D, '/layer'); join ' ', sort grep { !/^\\./ } readdir D"), "program");
@@ -235,7 +238,10 @@ fn no_other_process_is_made_or_seen() {
     assert_eq!(scene.refusal("fork()"), "Function not implemented");
     assert_eq!(scene.refusal("kill(9, 2) || undef"), "Function not implemented");
     assert_eq!(scene.perl("$$ . ' ' . getppid()"), "1 0");
-    assert_eq!(scene.refusal("opendir(D, '/proc') || undef"), "No such file or directory");
+    assert_eq!(
+        scene.perl("opendir(D, '/proc'); join ' ', sort grep { !/^\\./ } readdir D"),
+        "1 self thread-self"
+    );
     // Nor does it become another one: what the node's administrators run is not there.
     assert_eq!(scene.refusal("exec('/usr/bin/id') || undef"), "No such file or directory");
 }
@@ -332,8 +338,12 @@ fn the_deadline_ends_a_program_that_is_alone_and_has_few_rights() {
         assert!(seen.status.lines().any(|other| other == line), "{line} is not in {}", seen.status);
     }
     assert_eq!(seen.own, ["ipc", "mnt", "net", "pid", "uts"]);
-    let lock = scene.dir.path().join("lock");
-    let others: Vec<_> = seen.descriptors.iter().filter(|file| **file != lock).collect();
+    // Beside the three that every program has: the lock, and the image.
+    let (lock, image) = (scene.dir.path().join("lock"), scene.dir.path().join("#"));
+    let ours = |file: &&PathBuf| {
+        **file == lock || file.as_os_str().as_bytes().starts_with(image.as_os_str().as_bytes())
+    };
+    let others: Vec<_> = seen.descriptors.iter().filter(|file| !ours(file)).collect();
     assert!(others.len() == 3 && others.iter().all(|file| !file.starts_with(scene.dir.path())), "{others:?}");
     assert!(look(words).is_none());
     // With the program goes its copy of the lock.

@@ -2,6 +2,8 @@
 
 use std::fs::{self, File};
 use std::io;
+use std::os::fd::RawFd;
+use std::os::unix::fs::symlink;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -25,7 +27,7 @@ pub(super) struct View<'a> {
     /// Seen as [`LAYER`].
     pub layer: &'a Path,
     /// Seen as [`IMAGE`].
-    pub image: &'a Path,
+    pub image: RawFd,
 }
 
 /// The libraries of a program and its loader: the loader says which ones it would load, and from where.
@@ -72,7 +74,7 @@ impl View<'_> {
             show(code, code, read)?;
         }
         show(self.layer, Path::new(LAYER), read | MountFlags::NOEXEC)?;
-        show(self.image, Path::new(IMAGE), HARMLESS | MountFlags::NOEXEC)?;
+        show_image(self.image).map_err(failed("show it the image"))?;
         rustix::process::pivot_root(".", ".").map_err(failed("make the view the root"))?;
         rustix::mount::unmount(".", UnmountFlags::DETACH).map_err(failed("leave the node's file systems"))?;
         rustix::process::chdir("/").map_err(failed("enter the new root"))?;
@@ -97,6 +99,16 @@ fn show(source: &Path, at: &Path, flags: MountFlags) -> Result<(), ConfineError>
         Ok::<_, io::Error>(())
     };
     place().map_err(failed(format!("show it {}", source.display())))
+}
+
+/// Shows an open file, which may have no name: a link to where the kernel shows this process what it has open. A file without a
+/// name cannot be mounted.
+fn show_image(image: RawFd) -> io::Result<()> {
+    const PROCESSES: &str = "proc";
+    fs::create_dir(PROCESSES)?;
+    // This process is alone in its process namespace, and of the node it shows nothing.
+    rustix::mount::mount("proc", PROCESSES, "proc", HARMLESS | MountFlags::NOEXEC, Some(c"subset=pid"))?;
+    symlink(format!("/{PROCESSES}/self/fd/{image}"), IMAGE.trim_start_matches('/'))
 }
 
 #[cfg(test)]
