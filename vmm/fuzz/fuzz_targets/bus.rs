@@ -17,6 +17,7 @@ use ravelin_vmm::virtio::balloon::Balloon;
 use ravelin_vmm::virtio::block::Block;
 use ravelin_vmm::virtio::block::extents::Extents;
 use ravelin_vmm::virtio::block::scratch::Scratch;
+use ravelin_vmm::virtio::fs::Fs;
 use ravelin_vmm::virtio::owner::Reset;
 use ravelin_vmm::virtio::rng::Rng;
 use ravelin_vmm::virtio::thread::{DeviceThread, Handle};
@@ -59,6 +60,7 @@ static MACHINE: LazyLock<Machine> = LazyLock::new(|| {
                 Box::new(Vsock::new(Mailbox::new().unwrap(), Box::new(|_| {}))),
                 Box::<Rng>::default(),
                 Box::new(Balloon::new(4)),
+                Box::new(Fs::new(Mailbox::new().unwrap())),
             ],
         ),
     ];

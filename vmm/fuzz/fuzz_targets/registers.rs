@@ -8,6 +8,7 @@ use ravelin_vmm::virtio::Device;
 use ravelin_vmm::virtio::balloon::Balloon;
 use ravelin_vmm::virtio::block::Block;
 use ravelin_vmm::virtio::block::extents::Extents;
+use ravelin_vmm::virtio::fs::Fs;
 use ravelin_vmm::virtio::rng::Rng;
 use ravelin_vmm::virtio::vsock::Vsock;
 use ravelin_vmm_fuzz::{Bench, any_register, any_value};
@@ -17,11 +18,12 @@ const KNOWN_STATUS: u32 = 1 | 2 | 4 | 8 | 64 | 128;
 
 fuzz_target!(|bytes: &[u8]| {
     let mut input = Input::new(bytes);
-    let device: Box<dyn Device> = match input.u8() % 4 {
+    let device: Box<dyn Device> = match input.u8() % 5 {
         0 => Box::<Rng>::default(),
         1 => Box::new(Balloon::new(16)),
         2 => Box::new(Block::new("layers", Box::new(Extents::new(true))).unwrap()),
-        _ => Box::new(Vsock::new(Mailbox::new().unwrap(), Box::new(|_| {}))),
+        3 => Box::new(Vsock::new(Mailbox::new().unwrap(), Box::new(|_| {}))),
+        _ => Box::new(Fs::new(Mailbox::new().unwrap())),
     };
     let mut bench = Bench::new(device);
     let identity = [0, 4, 8, 12].map(|register| bench.get(register));

@@ -61,6 +61,13 @@ pub enum Command {
         /// Milliseconds that the guest has for its answer.
         within_ms: u32,
     },
+    /// Gives the file device its server, a process that answers FUSE requests. Descriptor: one end of a connected
+    /// `SOCK_SEQPACKET` socket pair, each packet of which is a whole FUSE message; its send buffer (`SO_SNDBUF`) bounds their
+    /// length, to at most 1 MiB of data. Answered when the device has taken it; an error if it has another one that is alive.
+    ///
+    /// The device hangs up when the guest resets it, and on a server that breaks the protocol. Without a server every request
+    /// of the guest fails with `EIO`.
+    AttachFileServer,
     /// Stops all vCPUs, then the devices' service, until [`Command::Resume`]. Answered when they stand still; what a disk
     /// is at work at may still end in the guest's memory. An error if they do not within ten seconds, or are resumed
     /// before: the machine then goes on.

@@ -19,6 +19,7 @@ use crate::virtio::balloon::Balloon;
 use crate::virtio::block::Block;
 use crate::virtio::block::extents::Extents;
 use crate::virtio::block::scratch::Scratch;
+use crate::virtio::fs::{self, Fs};
 use crate::virtio::mmio::MmioDevice;
 use crate::virtio::net::Net;
 use crate::virtio::rng::Rng;
@@ -36,6 +37,7 @@ pub(super) struct Devices {
     pub vsock: Arc<Mailbox<vsock::Command>>,
     /// The balloon's registers, through which it is steered.
     pub balloon: Arc<MmioDevice>,
+    pub fs: Arc<Mailbox<fs::Attach>>,
 }
 
 /// Makes all devices of a machine whose processors pass `gate`.
@@ -56,6 +58,7 @@ pub(super) fn make(
     let scratch = Scratch::new(scratch).map_err(device_error("scratch"))?;
     let net = Net::new(taps, config.mac, config.mtu).map_err(MachineError::Net)?;
     let vsock = Mailbox::new().map_err(device_error("vsock"))?;
+    let fs = Mailbox::new().map_err(device_error("fs"))?;
     let answers = Arc::clone(notices);
     let answer = Box::new(move |connected| answers.send(Notice::Connected(connected)));
 
@@ -80,6 +83,7 @@ pub(super) fn make(
     add(&mut others, Box::new(Vsock::new(Arc::clone(&vsock), answer)))?;
     add(&mut others, Box::<Rng>::default())?;
     let balloon = add(&mut others, Box::new(Balloon::new(config.balloon_mib)))?;
+    add(&mut others, Box::new(Fs::new(Arc::clone(&fs))))?;
 
     let start = |thread: DeviceThread| {
         let notices = Arc::clone(notices);
@@ -87,7 +91,7 @@ pub(super) fn make(
         thread.start(failed).map_err(MachineError::Thread)
     };
     let threads = [disks, network, others].into_iter().map(start).collect::<Result<_, _>>()?;
-    Ok(Devices { windows, threads, layers, volumes, vsock, balloon })
+    Ok(Devices { windows, threads, layers, volumes, vsock, balloon, fs })
 }
 
 /// Address and interrupt line of the device at a position on the bus.

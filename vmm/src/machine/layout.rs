@@ -15,7 +15,7 @@ pub const MMIO_WINDOW: u64 = 0x1000;
 
 /// Interrupt lines of the virtio devices, in the devices' order. Left out: 0 (timer), 2 (cascade), 4 (serial), 8
 /// (clock), 13 (coprocessor).
-pub const DEVICE_IRQS: [u32; 7] = [5, 6, 7, 9, 10, 11, 12];
+pub const DEVICE_IRQS: [u32; 8] = [5, 6, 7, 9, 10, 11, 12, 14];
 
 /// I/O APIC and local APIC, as KVM places them.
 pub const IO_APIC: u32 = 0xfec0_0000;

@@ -31,6 +31,7 @@ use crate::control::{ExtentDisk, MachineConfig};
 use crate::event::{EventFd, Mailbox};
 use crate::virtio::balloon;
 use crate::virtio::block::extents::{ExtentError, Extents};
+use crate::virtio::fs;
 use crate::virtio::mmio::MmioDevice;
 use crate::virtio::thread::Handle;
 use crate::virtio::vsock::{self, Connected};
@@ -60,6 +61,13 @@ pub enum Notice {
         /// The request.
         id: u64,
     },
+    /// The file device has taken the server of request `id`, or not; the error is a sentence.
+    FileServer {
+        /// The request.
+        id: u64,
+        /// Whether it has.
+        result: Result<(), String>,
+    },
     /// One of the devices' threads stands still, in this pause.
     DevicesPaused {
         /// Which pause.
@@ -83,6 +91,7 @@ pub struct Built {
     volumes: Extents,
     vsock: Arc<Mailbox<vsock::Command>>,
     balloon: Arc<MmioDevice>,
+    fs: Arc<Mailbox<fs::Attach>>,
     memory_mib: u32,
     notices: Arc<Mailbox<Notice>>,
 }
@@ -117,7 +126,7 @@ impl Built {
 
         let gate = Arc::new(Gate::default());
         let files = (resources.scratch, resources.taps);
-        let Devices { windows, threads, layers, volumes, vsock, balloon } =
+        let Devices { windows, threads, layers, volumes, vsock, balloon, fs } =
             devices::make(&vm, &memory, config, files, &gate, notices)?;
         let console = match resources.console.take() {
             Some(pipe) => Some(Arc::new(make_console(&vm, pipe)?)),
@@ -148,6 +157,7 @@ impl Built {
             volumes,
             vsock,
             balloon,
+            fs,
             memory_mib: config.memory_mib,
             notices,
         })
@@ -204,6 +214,13 @@ impl Machine {
     /// Leaves a message for the socket device.
     pub fn vsock(&self, command: vsock::Command) {
         self.built.vsock.send(command);
+    }
+
+    /// Gives the file device a server. [`Notice::FileServer`] with `id` follows.
+    pub fn attach_file_server(&self, server: OwnedFd, id: u64) {
+        let notices = Arc::clone(&self.built.notices);
+        let answer = Box::new(move |result| notices.send(Notice::FileServer { id, result }));
+        self.built.fs.send(fs::Attach { server, answer });
     }
 
     /// Asks the guest to give up so much of its memory in all.

@@ -148,6 +148,7 @@ impl<'a> Server<'a> {
                 Notice::Connected(connected) => {
                     self.reply(connected.id, connected.result.map(|()| Answer::Done));
                 }
+                Notice::FileServer { id, result } => self.reply(id, result.map(|()| Answer::Done)),
                 Notice::Drained => self.drained = true,
                 Notice::ExtentClosed { id } => self.reply(id, Ok(Answer::Done)),
                 Notice::DevicesPaused { pause } => {
@@ -216,6 +217,10 @@ impl<'a> Server<'a> {
                 let socket = one(fds)?;
                 let within = Duration::from_millis(within_ms.into());
                 self.machine.vsock(vsock::Command::Connect { id, port, within, socket });
+                return Ok(None);
+            }
+            Command::AttachFileServer => {
+                self.machine.attach_file_server(one(fds)?, id);
                 return Ok(None);
             }
             Command::Pause => {

@@ -6,6 +6,7 @@
 pub mod balloon;
 pub mod block;
 pub mod buffers;
+pub mod fs;
 pub mod interrupt;
 pub mod mmio;
 pub mod net;

@@ -56,7 +56,7 @@ pub(super) const CALLS: &[Row] = &[
     Row(SYS_ppoll, LOOPS, Always),
     Row(SYS_clock_gettime, LOOPS, Always),
     Row(SYS_clock_nanosleep, &[Main, Disks], Always),
-    // The control socket and its descriptors; the balloon's and statistics' counters.
+    // The control socket and its descriptors, and the file server's; the balloon's and statistics' counters.
     Row(SYS_recvmsg, &[Main, Sockets], Always),
     Row(SYS_sendmsg, &[Main, Sockets], Always),
     Row(SYS_fcntl, &[Main], OneOf(1, &[F_SETFD as u32, F_GETFL as u32, F_SETFL as u32])),

@@ -35,7 +35,7 @@ pub enum Thread {
     Disks,
     /// The network device's.
     Net,
-    /// That of sockets, entropy and the balloon.
+    /// That of sockets, entropy, the balloon and the file device.
     Sockets,
     /// A virtual processor's.
     Vcpu,
