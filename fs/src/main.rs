@@ -56,10 +56,9 @@ fn main() -> ExitCode {
 
 fn run() -> Result<(), Box<dyn Error + Send + Sync>> {
     let (control, requests) = (take(CONTROL_FD)?, take(REQUESTS_FD)?);
-    for socket in [&control, &requests] {
-        // Workers wait in the kernel.
-        fcntl_setfl(socket, fcntl_getfl(socket)? - OFlags::NONBLOCK)?;
-    }
+    fcntl_setfl(&control, fcntl_getfl(&control)? - OFlags::NONBLOCK)?;
+    worker::make_ready(&requests)?;
+    tame_the_allocator();
     let data = message::data_bytes(sockopt::socket_send_buffer_size(&requests)?);
     let descriptors = jail::enter()?;
     let server = Arc::new(Server::new(rustix::io::fcntl_dupfd_cloexec(&descriptors, 0)?));
@@ -83,6 +82,15 @@ fn run() -> Result<(), Box<dyn Error + Send + Sync>> {
     jail::restrict_calls()?;
     together.wait();
     end(control::serve(&control, &server))
+}
+
+/// Has the C library give large pieces of memory back to the kernel as soon as they are free, and take no heap for each thread.
+fn tame_the_allocator() {
+    // SAFETY: mallopt takes numbers, and may be called while the process has one thread.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 256 << 10);
+        libc::mallopt(libc::M_ARENA_MAX, 1);
+    }
 }
 
 /// Ends the process with all its threads.

@@ -5,13 +5,18 @@ use std::os::fd::AsFd;
 use std::thread::sleep;
 use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::io::{Errno, retry_on_intr};
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 
 use crate::message::{Buffer, failure};
 use crate::server::Server;
 
+/// How long a thread waits for the next request before it gives back what it holds for one.
+const IDLE: Duration = Duration::from_secs(1);
 /// How often, and after what time, a reply is sent again for which the node has no memory.
 const SENDS: u32 = 50;
 /// See [`SENDS`].
@@ -30,8 +35,18 @@ pub fn prepare(descriptors: impl AsFd) -> io::Result<()> {
     Ok(())
 }
 
-/// Answers requests from `socket`, a blocking `SOCK_SEQPACKET` Unix socket that several threads may share, until the other end is
-/// closed. A message has at most `data` bytes of a file.
+/// Makes a `SOCK_SEQPACKET` Unix socket ready for [`serve`]: threads wait in the kernel for what it brings, and say after
+/// [`IDLE`] that nothing came.
+///
+/// # Errors
+/// When it is no such socket.
+pub fn make_ready(socket: impl AsFd) -> io::Result<()> {
+    fcntl_setfl(&socket, fcntl_getfl(&socket)? - OFlags::NONBLOCK)?;
+    Ok(set_socket_timeout(socket, Timeout::Recv, Some(IDLE))?)
+}
+
+/// Answers requests from `socket`, which was made ready and which several threads may share, until the other end is closed. A
+/// message has at most `data` bytes of a file.
 ///
 /// # Errors
 /// When the socket fails.
@@ -44,6 +59,12 @@ pub fn serve(socket: impl AsFd, server: &Server, data: usize) -> io::Result<()> 
             Ok((_, 0)) | Err(Errno::CONNRESET) => return Ok(()),
             Ok((_, length)) => length,
             Err(Errno::INTR) => continue,
+            Err(Errno::AGAIN) => {
+                // The memory of long messages is given back while there are none.
+                (request, reply) = (Buffer::for_requests(), Buffer::for_replies());
+                retry_on_intr(|| poll(&mut [PollFd::new(&socket, PollFlags::IN)], None))?;
+                continue;
+            }
             Err(errno) => return Err(errno.into()),
         };
         let packet = bytes.get(..length.min(bytes.len())).unwrap_or_default();

@@ -487,3 +487,33 @@ fn pipes_and_sockets_are_made_and_never_opened() {
     }
     assert!(fs::metadata(scratch.tree.path().join("pipe")).unwrap().file_type().is_fifo());
 }
+
+#[test]
+fn memory_of_long_messages_is_given_back() {
+    if !is_root() {
+        return;
+    }
+    let mut scratch = Scratch::new();
+    let volume = scratch.volume;
+    let fs = &mut scratch.fs;
+    let resident = |fs: &Fs| {
+        let text = fs::read_to_string(format!("/proc/{}/statm", fs.child.id())).unwrap();
+        let pages = text.split(' ').map(|field| field.trim().parse::<u64>().unwrap()).collect::<Vec<_>>();
+        (pages[1] - pages[2]) * 4096
+    };
+    let (node, handle) = fs.create(volume, "file", READ_WRITE, 0o600).unwrap();
+    let before = resident(fs);
+    let data = vec![7; 1 << 20];
+    for _ in 0..16 {
+        fs.write(node, handle, 0, &data).unwrap();
+        fs.read(node, handle, 0, 1 << 20).unwrap();
+    }
+    assert!(resident(fs) > before + (1 << 20));
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    while resident(fs) > before + (256 << 10) {
+        assert!(std::time::Instant::now() < deadline, "{} bytes are still resident", resident(fs));
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+    // And it serves on.
+    assert!(fs.read(node, handle, 0, 1 << 20).unwrap() == data);
+}
