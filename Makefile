@@ -29,9 +29,9 @@ export LIBSECCOMP_LIB_PATH := /usr/lib/x86_64-linux-gnu
 
 agent-build = RUSTFLAGS="-C target-feature=+crt-static -C relocation-model=static" \
     $(CARGO) build --release --target $(static) -p ravelin-agent
-# So is the machine: which system calls it makes, its filters' table, must not depend on the C library of a node.
+# So are the machine and the file server: which system calls they make, their filters' tables, must not depend on a node's C library.
 vmm-build = RUSTFLAGS="-C target-feature=+crt-static" \
-    $(CARGO) build --release --target $(static) -p ravelin-vmm
+    $(CARGO) build --release --target $(static) -p ravelin-vmm -p ravelin-fs
 
 deps:
 	@tests/host/deps

@@ -8,12 +8,12 @@
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use rustix::io::{Errno, retry_on_intr};
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, recv, recvmsg, send, sendmsg,
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recv, recvmsg, send, sendmsg, socketpair,
 };
 
 use crate::server::Server;
@@ -32,6 +32,32 @@ const REQUEST: usize = 16;
 const ANSWER: usize = 8;
 /// Longest answer.
 const MAX_ANSWER: usize = 1024;
+
+/// Bytes that a socket for requests holds back for its reader. The kernel counts its own bookkeeping too, and doubles it.
+const SOCKET_BUFFER: libc::c_int = 2 << 20;
+
+/// Makes the two ends for requests, one for the machine's file device and one for the server, both close-on-exec. They carry messages
+/// of full length if this process has `CAP_NET_ADMIN`, and otherwise what `net.core.wmem_max` allows: the server and the guest
+/// agree on that.
+///
+/// # Errors
+/// When the process has no descriptors left.
+pub fn request_sockets() -> io::Result<(OwnedFd, OwnedFd)> {
+    let (one, other) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+    let bytes = SOCKET_BUFFER;
+    let length = libc::socklen_t::try_from(size_of_val(&bytes)).unwrap_or(0);
+    for socket in [&one, &other] {
+        for option in [libc::SO_SNDBUFFORCE, libc::SO_SNDBUF] {
+            let (fd, value) = (socket.as_raw_fd(), (&raw const bytes).cast());
+            // SAFETY: the option takes an int, which lives here.
+            let result = unsafe { libc::setsockopt(fd, libc::SOL_SOCKET, option, value, length) };
+            if result == 0 {
+                break;
+            }
+        }
+    }
+    Ok((one, other))
+}
 
 /// Hands a directory over, at the shim's end: it becomes the folder `number` of what the guest mounts.
 ///

@@ -47,16 +47,11 @@ pub struct Scratch {
     pub volume: u64,
 }
 
-fn pair() -> (OwnedFd, OwnedFd) {
-    socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap()
-}
-
 impl Fs {
     pub fn start() -> Self {
-        let ((control, control_end), (requests, requests_end)) = (pair(), pair());
-        for socket in [&requests, &requests_end] {
-            widen(socket);
-        }
+        let (control, control_end) =
+            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
+        let (requests, requests_end) = control::request_sockets().unwrap();
         sockopt::set_socket_timeout(&requests, sockopt::Timeout::Recv, Some(PATIENCE)).unwrap();
         sockopt::set_socket_timeout(&control, sockopt::Timeout::Recv, Some(PATIENCE)).unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_ravelin-fs"));
@@ -241,7 +236,7 @@ impl Scratch {
     }
 }
 
-/// Lets a socket carry messages of full length, as the shim does.
+/// Lets a socket carry messages longer than any.
 pub fn widen(socket: &OwnedFd) {
     let bytes: libc::c_int = 4 << 20;
     // SAFETY: the option takes an int, which lives here.
