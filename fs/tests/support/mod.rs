@@ -271,3 +271,11 @@ pub fn u32_at(bytes: &[u8], at: usize) -> u32 {
 pub fn u64_at(bytes: &[u8], at: usize) -> u64 {
     u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap())
 }
+
+/// `struct fuse_setattr_in`.
+pub fn changes(valid: u32, handle: u64, size: u64, times: [u64; 2], mode: u32, ids: (u32, u32)) -> Vec<u8> {
+    let mut body = numbers(&[valid, 0]);
+    body.extend(longs(&[handle, size, 0, times[0], times[1], 0]));
+    body.extend(numbers(&[7, 8, 0, mode, 0, ids.0, ids.1, 0]));
+    body
+}

@@ -1,0 +1,114 @@
+//! The process: what it is confined to, what the shim may order, and when it ends.
+
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod support;
+
+use std::fs;
+use std::process::Command;
+
+use ravelin_fs::message::abi::op;
+use support::{Fs, ROOT, Scratch, is_root, longs, numbers, u32_at};
+
+#[test]
+fn a_guest_that_opens_without_end_meets_a_limit() {
+    if !is_root() {
+        return;
+    }
+    let mut scratch = Scratch::new();
+    fs::write(scratch.path("file"), b"data").unwrap();
+    // A node whose administrator allows few.
+    let pid = scratch.fs.child.id();
+    let set = Command::new("prlimit").args(["--nofile=200:200", "--pid", &pid.to_string()]).status().unwrap();
+    assert!(set.success());
+    let volume = scratch.volume;
+    let fs = &mut scratch.fs;
+    let file = fs.lookup(volume, "file").unwrap();
+    let mut handles = Vec::new();
+    let error = loop {
+        match fs.open(file, libc::O_RDONLY) {
+            Ok(handle) => handles.push(handle),
+            Err(error) => break error,
+        }
+        assert!(handles.len() < 200);
+    };
+    assert_eq!(error, libc::EMFILE);
+    assert!(fs.create(volume, "new", libc::O_RDWR, 0o600).is_err());
+    for handle in handles {
+        fs.ask(op::RELEASE, file, &longs(&[handle, 0, 0])).unwrap();
+    }
+    assert_eq!(fs.open(file, libc::O_RDONLY).map(drop), Ok(()));
+}
+
+#[test]
+fn it_ends_with_either_of_its_sockets() {
+    if !is_root() {
+        return;
+    }
+    let mut fs = Fs::start();
+    fs.init();
+    drop(fs.requests.take());
+    assert!(fs.ends());
+    let mut fs = Fs::start();
+    fs.init();
+    drop(fs.control.take());
+    assert!(fs.ends());
+}
+
+#[test]
+fn orders_that_make_no_sense_are_refused() {
+    if !is_root() {
+        return;
+    }
+    let mut scratch = Scratch::new();
+    let control = scratch.fs.control.as_ref().unwrap();
+    for packet in [
+        &[0_u8][..],
+        &numbers(&[16, 1, 5, 0]),
+        &numbers(&[16, 2, 5, 0]),
+        &numbers(&[16, 1, 5, 2]),
+        &numbers(&[20, 1, 5, 0]),
+        &numbers(&[20, 1, 5, 0, 0]),
+        &[0xff; 4096],
+    ] {
+        rustix::net::send(control, packet, rustix::net::SendFlags::NOSIGNAL).unwrap();
+        let mut answer = [0; 1024];
+        let (_, length) = rustix::net::recv(control, &mut answer, rustix::net::RecvFlags::empty()).unwrap();
+        assert_eq!((u32_at(&answer, 0) as usize, u32_at(&answer, 4)), (length, 1), "{packet:?}");
+    }
+    assert_eq!(scratch.fs.lookup(ROOT, "5"), Err(libc::ENOENT));
+    assert_eq!(scratch.fs.lookup(ROOT, "0"), Ok(scratch.volume));
+}
+
+#[test]
+fn the_process_has_little() {
+    if !is_root() {
+        return;
+    }
+    let scratch = Scratch::new();
+    let pid = scratch.fs.child.id();
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let field = |name: &str| {
+        let line = status.lines().find(|line| line.starts_with(name)).unwrap();
+        line.split_whitespace().nth(1).unwrap().to_owned()
+    };
+    // CHOWN, DAC_OVERRIDE, FOWNER, FSETID, SETGID, SETUID.
+    for set in ["CapPrm", "CapEff"] {
+        assert_eq!(field(set), "00000000000000db", "{set}");
+    }
+    for set in ["CapInh", "CapAmb"] {
+        assert_eq!(field(set), "0000000000000000", "{set}");
+    }
+    assert_eq!((field("NoNewPrivs"), field("Seccomp")), ("1".into(), "2".into()));
+    for thread in fs::read_dir(format!("/proc/{pid}/task")).unwrap() {
+        let status = fs::read_to_string(thread.unwrap().path().join("status")).unwrap();
+        assert!(status.contains("Seccomp:\t2") && status.contains("CapEff:\t00000000000000db"), "{status}");
+    }
+    for namespace in ["mnt", "net", "ipc", "uts"] {
+        let of = |who: &str| fs::read_link(format!("/proc/{who}/ns/{namespace}")).unwrap();
+        assert_ne!(of(&pid.to_string()), of("self"), "{namespace}");
+    }
+    assert_eq!(fs::read_dir(format!("/proc/{pid}/root")).unwrap().count(), 0);
+    let mounts = fs::read_to_string(format!("/proc/{pid}/mounts")).unwrap();
+    assert_eq!(mounts.lines().count(), 1, "{mounts}");
+}
