@@ -377,6 +377,66 @@ fn headers_may_lie_in_several_descriptors() {
     assert_eq!(got, sent);
 }
 
+/// Sends a request of the protocol and waits for its reply: its error, and what follows its header.
+fn ask(guest: &mut Guest, opcode: u32, node: u64, body: &[u8], data: u32) -> (i32, Vec<u8>) {
+    let mut bytes = request(guest.count, body);
+    guest.count += 1;
+    bytes[4..8].copy_from_slice(&opcode.to_le_bytes());
+    bytes[16..24].copy_from_slice(&node.to_le_bytes());
+    guest.requests.put(OUT, &bytes);
+    let room = 16 + data;
+    guest.requests.add(&[(OUT, 40), (OUT + 40, body.len() as u32)], &[(IN, 16), (IN + 0x1000, room - 16)]);
+    guest.fs.serve(REQUESTS);
+    for _ in 0..1000 {
+        if let [length] = guest.replies()[..] {
+            let data = guest.requests.get(IN + 0x1000, length as usize - 16);
+            return (guest.error_at(IN).1, data);
+        }
+        for event in guest.poller.wait(Some(20)).unwrap() {
+            guest.fs.event(event.token, event.readiness);
+        }
+    }
+    panic!("the server did not answer");
+}
+
+#[test]
+fn the_file_server_serves_a_guest() {
+    use ravelin_fs::message::abi::{ENTRY_OUT, op};
+    let tree = tempfile::tempdir().unwrap();
+    let (theirs, ours) = ravelin_fs::control::request_sockets().unwrap();
+    let data = ravelin_fs::message::data_bytes(sockopt::socket_send_buffer_size(&ours).unwrap());
+    let directory = std::fs::File::open(tree.path()).unwrap();
+    let serving = std::thread::spawn(move || {
+        let descriptors: OwnedFd = std::fs::File::open("/proc/self/fd").unwrap().into();
+        ravelin_fs::worker::prepare(&descriptors).unwrap();
+        ravelin_fs::worker::make_ready(&ours).unwrap();
+        let server = ravelin_fs::server::Server::new(descriptors);
+        server.add_volume(0, false, directory.into()).unwrap();
+        ravelin_fs::worker::serve(&ours, &server, data).unwrap();
+    });
+    let mut guest = Guest::new();
+    guest.attach_socket(theirs).unwrap();
+    let numbers =
+        |numbers: &[u32]| numbers.iter().flat_map(|number| number.to_le_bytes()).collect::<Vec<_>>();
+    let number_at = |bytes: &[u8], at: usize| u64::from_le_bytes(*bytes[at..].first_chunk().unwrap());
+    let (error, init) = ask(&mut guest, op::INIT, 0, &numbers(&[7, 41, 0, u32::MAX]), 64);
+    assert_eq!((error, init.len()), (0, 64));
+    let (_, entry) = ask(&mut guest, op::LOOKUP, 1, b"0\0", 128);
+    let create = [numbers(&[2, 0o600, 0, 0]), b"file\0".to_vec()].concat();
+    let (_, entry) = ask(&mut guest, op::CREATE, number_at(&entry, 0), &create, 144);
+    let (node, handle) = (number_at(&entry, 0), number_at(&entry, ENTRY_OUT));
+    let contents: Vec<u8> = (0..data).map(|number| (number >> 10) as u8).collect();
+    let at_start = [&handle.to_le_bytes()[..], &[0; 8], &(data as u32).to_le_bytes(), &[0; 20]].concat();
+    let (error, _) = ask(&mut guest, op::WRITE, node, &[&at_start[..], &contents].concat(), 8);
+    assert_eq!(error, 0);
+    let (error, read) = ask(&mut guest, op::READ, node, &at_start, data as u32);
+    assert!(error == 0 && read == contents);
+    assert_eq!(ask(&mut guest, op::LOOKUP, node, b"x\0", 128).0, -libc::ENOTDIR);
+    assert!(std::fs::read(tree.path().join("file")).unwrap() == contents);
+    guest.fs.reset();
+    serving.join().unwrap();
+}
+
 /// Lets a socket carry messages of full length; false if this process may not.
 fn widen(socket: &OwnedFd) -> bool {
     let bytes: libc::c_int = 4 << 20;
