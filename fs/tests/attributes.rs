@@ -50,6 +50,31 @@ fn files_belong_to_who_makes_them() {
 }
 
 #[test]
+fn a_file_that_somebody_else_made_first_is_opened_by_those_who_may() {
+    if !is_root() {
+        return;
+    }
+    let mut scratch = Scratch::new();
+    let volume = scratch.volume;
+    let fs = &mut scratch.fs;
+    for (name, owner, mode) in [("mine", 1000, 0o600), ("roots", 0, 0o600), ("all", 0, 0o666)] {
+        fs::write(scratch.tree.path().join(name), b"data").unwrap();
+        let (node, _) = fs.create(volume, name, READ_WRITE, 0).unwrap();
+        fs.ask(op::SETATTR, node, &changes(fattr::UID | fattr::MODE, 0, 0, [0; 2], mode, (owner, 0)))
+            .unwrap();
+    }
+    fs.user = (1000, 1000);
+    for (name, result) in [("mine", Ok(())), ("roots", Err(libc::EACCES)), ("all", Ok(()))] {
+        assert_eq!(fs.create(volume, name, READ_WRITE, 0o644).map(drop), result, "{name}");
+    }
+    // And the thread is root's again.
+    fs.user = (0, 0);
+    for _ in 0..8 {
+        assert!(fs.create(volume, "roots", READ_WRITE, 0o644).is_ok());
+    }
+}
+
+#[test]
 fn attributes_change_as_they_are_told() {
     if !is_root() {
         return;

@@ -35,7 +35,7 @@ pub struct Device {
 }
 
 /// All of them, in the order of their windows.
-pub const DEVICES: [Device; 7] = [
+pub const DEVICES: [Device; 8] = [
     Device { name: "layers", index: 0, queues: 1 },
     Device { name: "scratch", index: 1, queues: 1 },
     Device { name: "volumes", index: 2, queues: 1 },
@@ -43,6 +43,7 @@ pub const DEVICES: [Device; 7] = [
     Device { name: "vsock", index: 4, queues: 3 },
     Device { name: "rng", index: 5, queues: 1 },
     Device { name: "balloon", index: 6, queues: 3 },
+    Device { name: "fs", index: 7, queues: 2 },
 ];
 const VSOCK: Device = DEVICES[4];
 

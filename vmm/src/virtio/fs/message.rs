@@ -66,3 +66,12 @@ impl Reply {
         self.error <= 0 && self.error > LEAST_ERROR
     }
 }
+
+/// Answers a request with an error; returns how many bytes were written, none if there is no room.
+pub(super) fn fail(writable: &Buffers, unique: u64, errno: i32) -> u32 {
+    if writable.len() < REPLY_HEADER {
+        return 0;
+    }
+    writable.write(0, &Reply::failure(unique, errno).encode());
+    REPLY_HEADER as u32
+}

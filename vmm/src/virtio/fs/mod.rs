@@ -13,9 +13,8 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use self::connection::{Connection, Fault, Sent};
-use self::message::{REPLY_HEADER, Reply};
+use self::message::{REPLY_HEADER, fail};
 use self::waiting::{Request, Room, Waiting};
-use super::buffers::Buffers;
 use super::queue::{Budget, Chain, Malformed, QueueSpec, Verdict, Virtqueue};
 use super::{Description, Device};
 use crate::event::{Mailbox, Readiness, Registrar};
@@ -100,7 +99,6 @@ impl Fs {
         let mut fault = None;
         queue.serve(&mut Budget::new(BUDGET), |chain| {
             self.serve_chain(index, chain).unwrap_or_else(|cause| {
-                self.server = None;
                 fault = Some(cause);
                 // Looked at again when those that wait have their answers.
                 Verdict::PutBack
@@ -110,7 +108,11 @@ impl Fs {
             *place = Some(queue);
         }
         if let Some(fault) = fault {
-            self.lose_server(&fault);
+            // What it said before it died still counts.
+            self.receive();
+            if self.server.is_some() {
+                self.lose_server(&fault);
+            }
         }
     }
 
@@ -219,15 +221,6 @@ impl Fs {
             queue.give_back(request.head, written);
         }
     }
-}
-
-/// Answers a request with an error; returns how many bytes were written, none if there is no room.
-fn fail(writable: &Buffers, unique: u64, errno: i32) -> u32 {
-    if writable.len() < REPLY_HEADER {
-        return 0;
-    }
-    writable.write(0, &Reply::failure(unique, errno).encode());
-    REPLY_HEADER as u32
 }
 
 /// The configuration space (virtio 1.3 §5.11.4).
