@@ -61,13 +61,7 @@ impl<'h> Trial<'h> {
     #[track_caller]
     pub fn begin(host: &'h Host) -> Self {
         static FIRST: Once = Once::new();
-        FIRST.call_once(|| {
-            let (mut kubelet, _) = Self::kubelet();
-            for op in [Op::RunPod, Op::Create, Op::Start, Op::Exec, Op::StopPod, Op::RemovePod] {
-                kubelet.ask(op).unwrap_or_else(|error| panic!("without a fault, {op:?}: {error}"));
-            }
-            kubelet.forget();
-        });
+        FIRST.call_once(Self::live_unharmed);
         host.assert_clean();
         Self {
             host,
@@ -77,6 +71,16 @@ impl<'h> Trial<'h> {
             wrong: Vec::new(),
             count: 0,
         }
+    }
+
+    /// A whole life without a fault.
+    #[track_caller]
+    pub fn live_unharmed() {
+        let (mut kubelet, _) = Self::kubelet();
+        for op in [Op::RunPod, Op::Create, Op::Start, Op::Exec, Op::StopPod, Op::RemovePod] {
+            kubelet.ask(op).unwrap_or_else(|error| panic!("without a fault, {op:?}: {error}"));
+        }
+        kubelet.forget();
     }
 
     /// What the host has now is what it must have after the next faults.
