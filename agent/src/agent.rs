@@ -17,12 +17,13 @@ use crate::container::{Container, check_id, create};
 use crate::error::{AgentError, Attempt, Result};
 use crate::extents::{self, Extents, Lack};
 use crate::init::mark::{self, Mark};
+use crate::namespaces::{Ids, Namespaces, within};
 use crate::process::{Ended, Phase};
 use crate::reaper::Exit;
 use crate::services::Services;
 use crate::spawner::Request;
 use crate::sync::{blocking, lock};
-use crate::{clock, network, paths, sysctl};
+use crate::{clock, namespaces, network, paths, sysctl};
 
 /// The pod's `/dev/shm` unless the host says otherwise, in bytes.
 const DEFAULT_SHM: u64 = 64 << 20;
@@ -96,7 +97,7 @@ impl Agent {
         }
         let (agent, copy) = (Arc::clone(self), request.clone());
         blocking(move || agent.prepare(&copy, deadline)).await?;
-        network::configure(request).await?;
+        network::configure(&self.services, request).await?;
         let kernel = rustix::system::uname();
         Ok(api::SetupSandboxResponse {
             protocol_version: PROTOCOL_VERSION,
@@ -109,25 +110,33 @@ impl Agent {
         if request.unix_nanos != 0 {
             clock::step(request.unix_nanos)?;
         }
+        let ids = request.user_namespace.map(Ids::new).transpose()?;
+        if ids.is_some() || request.shared_pid_namespace {
+            self.make_namespaces(ids, deadline)?;
+        }
         if !request.hostname.is_empty() {
-            rustix::system::sethostname(request.hostname.as_bytes())
-                .attempt(|| format!("set the hostname {:?}", request.hostname))?;
+            within(self.services.namespaces().map(Arc::as_ref), || {
+                rustix::system::sethostname(request.hostname.as_bytes())
+                    .attempt(|| format!("set the hostname {:?}", request.hostname))
+            })?;
         }
         mount_shm(if request.shm_bytes == 0 { DEFAULT_SHM } else { request.shm_bytes })?;
-        if request.shared_pid_namespace {
-            self.make_pid_namespace(deadline)?;
-        }
         sysctl::adopt(&request.tunables);
         Ok(())
     }
 
-    /// Makes the pod's PID namespace, by `deadline` or not at all.
-    fn make_pid_namespace(&self, deadline: Instant) -> Result<()> {
-        let made = self.services.spawner.spawn(&Request::Pause, &[], deadline, |spawned| {
+    /// Makes the pod's PID namespace, and those that come with a user namespace, by `deadline` or not at all.
+    fn make_namespaces(&self, ids: Option<Ids>, deadline: Instant) -> Result<()> {
+        let made = self.services.spawner.spawn(&Request::Pause { ids }, &[], deadline, |spawned| {
             self.state().pause = Some(spawned.pid);
             Ok(())
         });
-        made.map_err(|error| AgentError::Failed(format!("make the pod's PID namespace: {error}")))
+        made.map_err(|error| AgentError::Failed(format!("make the pod's namespaces: {error}")))?;
+        let Some(ids) = ids else { return Ok(()) };
+        if let Some(pause) = self.state().pause {
+            Namespaces::keep_pids_of(pause)?;
+        }
+        self.services.set_namespaces(Namespaces::open(ids)?)
     }
 
     /// Adds an extent, or finds it added. Its device is waited for until `deadline`.
@@ -172,6 +181,9 @@ impl Agent {
     fn pid_namespace(&self, request: &api::CreateContainerRequest) -> Result<Option<PathBuf>> {
         let pid = match request.pid_namespace() {
             api::NamespaceMode::Container => return Ok(None),
+            api::NamespaceMode::Pod if self.services.namespaces().is_some() => {
+                return Ok(Some(Namespaces::path(namespaces::PIDS)));
+            }
             api::NamespaceMode::Pod => self.state().pause.ok_or_else(|| {
                 AgentError::WrongState("the pod has no PID namespace of its own".to_owned())
             })?,

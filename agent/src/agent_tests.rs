@@ -93,7 +93,7 @@ async fn the_pods_pid_namespace_is_waited_for_until_the_callers_deadline() {
     let (agent, _other) = agent();
     let begin = Instant::now();
     let patience = Duration::from_millis(50);
-    let refused = blocking(move || agent.make_pid_namespace(begin + patience)).await.unwrap_err();
+    let refused = blocking(move || agent.make_namespaces(None, begin + patience)).await.unwrap_err();
     assert!(refused.to_string().ends_with("not made within 0 s"), "{refused}");
     assert!((patience..patience * 100).contains(&begin.elapsed()), "{:?}", begin.elapsed());
 }

@@ -1,15 +1,17 @@
 //! Connections of the host to servers in the pod, as `kubectl port-forward` makes them.
 
-use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
 
 use ravelin_proto::agent as api;
 use tokio::io::copy_bidirectional;
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::Instant;
 
-use crate::error::{AgentError, Result};
+use crate::error::{AgentError, Attempt, Result};
+use crate::namespaces::{Namespaces, within};
 use crate::stdio::Registry;
+use crate::sync::blocking;
 
 /// Connects a stream to a port of the loopback address, IPv4's before IPv6's; returns when they are connected. The stream and
 /// the server are waited for until `deadline`.
@@ -17,7 +19,12 @@ use crate::stdio::Registry;
 /// # Errors
 ///
 /// [`AgentError::WrongState`] when nobody listens, [`AgentError::NotFound`] when the stream does not come.
-pub async fn dial(streams: &Registry, request: &api::DialRequest, deadline: Instant) -> Result<()> {
+pub async fn dial(
+    streams: &Registry,
+    namespaces: Option<Arc<Namespaces>>,
+    request: &api::DialRequest,
+    deadline: Instant,
+) -> Result<()> {
     let port = u16::try_from(request.port)
         .ok()
         .filter(|port| *port != 0)
@@ -28,7 +35,7 @@ pub async fn dial(streams: &Registry, request: &api::DialRequest, deadline: Inst
         .ok_or_else(|| AgentError::Invalid(format!("no stream to connect to port {port}")))?;
     let refused = |why: String| AgentError::WrongState(format!("connect to port {port}: {why}"));
     // A packet filter of the pod's may leave it without an answer.
-    let server = tokio::time::timeout_at(deadline, connect(port))
+    let server = tokio::time::timeout_at(deadline, connect(namespaces, port))
         .await
         .map_err(|_| refused("no answer".to_owned()))?;
     let mut server = server.map_err(|error| refused(error.to_string()))?;
@@ -39,16 +46,24 @@ pub async fn dial(streams: &Registry, request: &api::DialRequest, deadline: Inst
     Ok(())
 }
 
-async fn connect(port: u16) -> io::Result<TcpStream> {
-    match TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await {
-        Err(refused) => TcpStream::connect((Ipv6Addr::LOCALHOST, port)).await.map_err(|_| refused),
-        connected => connected,
+async fn connect(namespaces: Option<Arc<Namespaces>>, port: u16) -> Result<TcpStream> {
+    let sockets = blocking(move || {
+        // A socket stays in the network namespace that it was made in.
+        within(namespaces.as_deref(), || Ok((TcpSocket::new_v4(), TcpSocket::new_v6())))
+    });
+    let attempt = || "make a socket".to_owned();
+    let (v4, v6) = sockets.await?;
+    match v4.attempt(attempt)?.connect((Ipv4Addr::LOCALHOST, port).into()).await {
+        Err(refused) => {
+            let v6 = v6.attempt(attempt)?.connect((Ipv6Addr::LOCALHOST, port).into()).await;
+            v6.map_err(|_| AgentError::Failed(refused.to_string()))
+        }
+        Ok(connected) => Ok(connected),
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
     use std::time::Duration;
 
     use tokio::io::AsyncWriteExt;
@@ -63,7 +78,7 @@ mod tests {
         let port = server.local_addr().unwrap().port();
         // Nobody accepts; when its queue is full the kernel leaves further ones without an answer.
         let mut queued = Vec::new();
-        while let Ok(taken) = tokio::time::timeout(Duration::from_millis(300), connect(port)).await {
+        while let Ok(taken) = tokio::time::timeout(Duration::from_millis(300), connect(None, port)).await {
             queued.push(taken.unwrap());
         }
         let streams = Arc::new(Registry::default());
@@ -72,7 +87,8 @@ mod tests {
         host.write_all(&7_u64.to_le_bytes()).await.unwrap();
         let request = api::DialRequest { port: port.into(), stream: 7 };
         let deadline = Instant::now() + Duration::from_millis(300);
-        let dialled = tokio::time::timeout(Duration::from_secs(20), dial(&streams, &request, deadline)).await;
+        let dialled =
+            tokio::time::timeout(Duration::from_secs(20), dial(&streams, None, &request, deadline)).await;
         assert_eq!(
             dialled.expect("it gives up").unwrap_err().to_string(),
             format!("connect to port {port}: no answer")

@@ -1,7 +1,10 @@
 //! The guest's network: what the CNI configured on the host's side, repeated inside.
 
 use std::collections::HashMap;
+use std::io;
 use std::net::IpAddr;
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
 
 use futures_util::TryStreamExt;
 use ravelin_proto::agent as api;
@@ -10,8 +13,11 @@ use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags};
 use rtnetlink::packet_route::link::LinkAttribute;
 use rtnetlink::packet_route::route::{RouteAttribute, RouteMetric, RouteScope};
 use rtnetlink::{Handle, LinkUnspec, RouteMessageBuilder};
+use tokio::task::JoinHandle;
 
-use crate::error::{AgentError, Result};
+use crate::error::{AgentError, Attempt, Result};
+use crate::namespaces::{Namespaces, within};
+use crate::services::Services;
 use crate::sync::blocking;
 use crate::sysctl;
 
@@ -22,35 +28,95 @@ use crate::sysctl;
 ///
 /// [`AgentError::Invalid`] for malformed addresses, [`AgentError::NotFound`] for a missing interface, otherwise the
 /// kernel's refusal.
-pub async fn configure(request: &api::SetupSandboxRequest) -> Result<()> {
-    if request.interfaces.is_empty() {
-        return set_sysctls(request).await;
+pub async fn configure(services: &Services, request: &api::SetupSandboxRequest) -> Result<()> {
+    let namespaces = services.namespaces();
+    if let Some(namespaces) = namespaces {
+        let (connection, handle) = connect()?;
+        let done = hand_over(&handle, request, namespaces).await;
+        connection.abort();
+        done?;
     }
-    let (connection, handle, _) = rtnetlink::new_connection()
-        .map_err(|source| AgentError::Os { attempt: "open a netlink socket".to_owned(), source })?;
-    let connection = tokio::spawn(connection);
-    let done = configure_with(&handle, request).await;
+    if request.interfaces.is_empty() {
+        return set_sysctls(namespaces, request).await;
+    }
+    let (connection, handle) = in_the_pod(namespaces, connect).await?;
+    let done = configure_with(&handle, namespaces, request).await;
     connection.abort();
     done
 }
 
-async fn set_sysctls(request: &api::SetupSandboxRequest) -> Result<()> {
-    let sysctls = request.sysctls.clone();
-    blocking(move || sysctl::apply(&sysctls)).await
+/// [`within`], without waiting for it here.
+async fn in_the_pod<T: Send + 'static>(
+    namespaces: Option<&Arc<Namespaces>>,
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    let namespaces = namespaces.cloned();
+    blocking(move || within(namespaces.as_deref(), work)).await
 }
 
-async fn configure_with(handle: &Handle, request: &api::SetupSandboxRequest) -> Result<()> {
+/// Brings the loopback interface of the calling thread's network namespace up.
+///
+/// # Errors
+///
+/// When the kernel refuses.
+pub fn loopback_up() -> io::Result<()> {
+    let socket = rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::DGRAM, None)?;
+    // SAFETY: an all-zero ifreq is a valid value of that plain C struct.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(b"lo\0") {
+        *to = from.cast_signed();
+    }
+    request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
+    // SAFETY: SIOCSIFFLAGS reads an ifreq; `request` is one and lives through the call.
+    let done = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS as _, &raw const request) };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// A netlink socket of the calling thread's network namespace, served until the task is aborted.
+fn connect() -> Result<(JoinHandle<()>, Handle)> {
+    let (connection, handle, _) = rtnetlink::new_connection()
+        .map_err(|source| AgentError::Os { attempt: "open a netlink socket".to_owned(), source })?;
+    Ok((tokio::spawn(connection), handle))
+}
+
+/// Moves the interfaces into the pod's network namespace, where nothing is yet but a loopback that is down.
+async fn hand_over(
+    handle: &Handle,
+    request: &api::SetupSandboxRequest,
+    namespaces: &Arc<Namespaces>,
+) -> Result<()> {
+    for interface in &request.interfaces {
+        let (index, _) = find(handle, interface).await?;
+        let message = LinkUnspec::new_with_index(index).setns_by_fd(namespaces.network().as_raw_fd()).build();
+        let done = handle.link().set(message).execute().await;
+        done.map_err(|error| {
+            failed(&format!("move {} to the pod's network namespace", interface.name), &error)
+        })?;
+    }
+    in_the_pod(Some(namespaces), || loopback_up().attempt(|| "bring the pod's loopback up".to_owned())).await
+}
+
+async fn set_sysctls(namespaces: Option<&Arc<Namespaces>>, request: &api::SetupSandboxRequest) -> Result<()> {
+    let sysctls = request.sysctls.clone();
+    in_the_pod(namespaces, move || sysctl::apply(&sysctls)).await
+}
+
+async fn configure_with(
+    handle: &Handle,
+    namespaces: Option<&Arc<Namespaces>>,
+    request: &api::SetupSandboxRequest,
+) -> Result<()> {
     let mut indexes = HashMap::new();
     for interface in &request.interfaces {
         let index = name(handle, interface).await?;
         indexes.insert(interface.name.as_str(), index);
     }
-    set_sysctls(request).await?;
+    set_sysctls(namespaces, request).await?;
     for interface in &request.interfaces {
         let index = index_of(&indexes, &interface.name)?;
         // The address is the pod's alone, and the link-local one need not wait a second to be sure of that.
         let accept_dad = format!("/proc/sys/net/ipv6/conf/{}/accept_dad", interface.name);
-        blocking(move || {
+        in_the_pod(namespaces, move || {
             let _ = std::fs::write(accept_dad, "0");
             Ok(())
         })
@@ -77,12 +143,8 @@ async fn configure_with(handle: &Handle, request: &api::SetupSandboxRequest) -> 
     Ok(())
 }
 
-/// Finds an interface by MAC address and gives it name and MTU; answers its index.
-async fn name(handle: &Handle, interface: &api::Interface) -> Result<u32> {
-    let valid = |byte: u8| byte.is_ascii_graphic() && byte != b'/';
-    if interface.name.is_empty() || interface.name.len() > 15 || !interface.name.bytes().all(valid) {
-        return Err(AgentError::Invalid(format!("{:?} is no name for an interface", interface.name)));
-    }
+/// Finds an interface by MAC address; answers its index, and whether it has its name.
+async fn find(handle: &Handle, interface: &api::Interface) -> Result<(u32, bool)> {
     let mut links = handle.link().get().execute();
     let mut found = None;
     while let Some(link) = links.try_next().await.map_err(|error| failed("list interfaces", &error))? {
@@ -92,9 +154,18 @@ async fn name(handle: &Handle, interface: &api::Interface) -> Result<u32> {
             found = Some((link.header.index, link.attributes.iter().any(named)));
         }
     }
-    let Some((index, named)) = found else {
-        return Err(AgentError::NotFound(format!("no interface has the MAC address of {}", interface.name)));
-    };
+    found.ok_or_else(|| {
+        AgentError::NotFound(format!("no interface has the MAC address of {}", interface.name))
+    })
+}
+
+/// Gives an interface name and MTU; answers its index.
+async fn name(handle: &Handle, interface: &api::Interface) -> Result<u32> {
+    let valid = |byte: u8| byte.is_ascii_graphic() && byte != b'/';
+    if interface.name.is_empty() || interface.name.len() > 15 || !interface.name.bytes().all(valid) {
+        return Err(AgentError::Invalid(format!("{:?} is no name for an interface", interface.name)));
+    }
+    let (index, named) = find(handle, interface).await?;
     let mut message = LinkUnspec::new_with_index(index);
     if !named {
         message = message.name(interface.name.clone());

@@ -22,6 +22,8 @@ pub const CONTAINERS: &str = "/run/ravelin/containers";
 pub const RUNTIME: &str = "/run/ravelin/rt";
 /// The pod's `/dev/shm`.
 pub const SHM: &str = "/run/ravelin/shm";
+/// The namespaces of a pod with a user namespace of its own, by the names of `/proc/PID/ns`.
+pub const NAMESPACES: &str = "/run/ravelin/ns";
 /// The cgroup v2 hierarchy.
 pub const CGROUP: &str = "/sys/fs/cgroup";
 /// The cgroup of the agent and its spawner.

@@ -188,7 +188,9 @@ impl Service for AgentService {
 
     async fn dial(&self, request: Request<api::DialRequest>) -> Answer<api::Empty> {
         let deadline = deadline::of(&request, deadline::FOR_THE_REST);
-        empty(dial::dial(&self.0.services.streams, request.get_ref(), deadline).await)
+        let services = &self.0.services;
+        let namespaces = services.namespaces().cloned();
+        empty(dial::dial(&services.streams, namespaces, request.get_ref(), deadline).await)
     }
 
     async fn set_clock(&self, request: Request<api::SetClockRequest>) -> Answer<api::Empty> {

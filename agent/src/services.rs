@@ -1,7 +1,7 @@
 //! What the agent does for every container: making processes, carrying their streams, seeing them end, telling the host.
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use ravelin_proto::agent as api;
 use tokio::sync::{Semaphore, SemaphorePermit, broadcast};
@@ -9,6 +9,7 @@ use tokio::time::Instant;
 
 use crate::apparmor::Profiles;
 use crate::error::{AgentError, Result};
+use crate::namespaces::Namespaces;
 use crate::oom::OomWatch;
 use crate::reaper::{Exit, Reaper};
 use crate::spawner::Spawner;
@@ -35,6 +36,7 @@ pub struct Services {
     pub oom: OomWatch,
     /// AppArmor's profiles in the guest's kernel.
     pub profiles: Profiles,
+    namespaces: OnceLock<Arc<Namespaces>>,
     events: broadcast::Sender<api::Event>,
 }
 
@@ -54,8 +56,25 @@ impl Services {
             reaper,
             oom,
             profiles: Profiles::default(),
+            namespaces: OnceLock::new(),
             events,
         })
+    }
+
+    /// The namespaces of a pod that has a user namespace of its own.
+    #[must_use]
+    pub fn namespaces(&self) -> Option<&Arc<Namespaces>> {
+        self.namespaces.get()
+    }
+
+    /// Notes the pod's namespaces, before there is anything in them.
+    ///
+    /// # Errors
+    ///
+    /// [`AgentError::WrongState`] the second time.
+    pub fn set_namespaces(&self, namespaces: Namespaces) -> Result<()> {
+        let set = self.namespaces.set(Arc::new(namespaces));
+        set.map_err(|_| AgentError::WrongState("the pod has its namespaces already".to_owned()))
     }
 
     /// Leave to make a process, held until it is made.

@@ -87,6 +87,37 @@ pub struct NamespaceOption {
     /// IPC objects.
     #[prost(enumeration = "NamespaceMode", tag = "3")]
     pub ipc: i32,
+    /// Users and groups; none for the node's.
+    #[prost(message, optional, tag = "5")]
+    pub userns_options: Option<UserNamespace>,
+}
+
+/// Whose users and groups a pod has.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct UserNamespace {
+    /// The pod's or the node's.
+    #[prost(enumeration = "NamespaceMode", tag = "1")]
+    pub mode: i32,
+    /// Users of the pod's own.
+    #[prost(message, repeated, tag = "2")]
+    pub uids: Vec<IdMapping>,
+    /// Groups of the pod's own.
+    #[prost(message, repeated, tag = "3")]
+    pub gids: Vec<IdMapping>,
+}
+
+/// A range of ids.
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub struct IdMapping {
+    /// The first on the node.
+    #[prost(uint32, tag = "1")]
+    pub host_id: u32,
+    /// The first in the pod.
+    #[prost(uint32, tag = "2")]
+    pub container_id: u32,
+    /// How many there are.
+    #[prost(uint32, tag = "3")]
+    pub length: u32,
 }
 
 /// Whose a namespace is.

@@ -5,10 +5,12 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::{Capability, LinuxNamespaceType, Mount, Process, Root, Spec};
+use oci_spec::runtime::{Capability, LinuxIdMapping, LinuxNamespaceType, Mount, Process, Root, Spec};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+
+use crate::cri::IdMapping;
 
 /// The OCI spec's name in a bundle.
 const CONFIG: &str = "config.json";
@@ -149,6 +151,23 @@ pub fn network_namespace(spec: &Spec) -> Option<PathBuf> {
     let namespaces = spec.linux().as_ref()?.namespaces().as_ref()?;
     let network = namespaces.iter().find(|namespace| namespace.typ() == LinuxNamespaceType::Network)?;
     network.path().clone().filter(|path| !path.as_os_str().is_empty())
+}
+
+/// The users and groups of the spec's user namespace; none if it has none of its own.
+#[must_use]
+pub fn id_mappings(spec: &Spec) -> Option<(Vec<IdMapping>, Vec<IdMapping>)> {
+    let linux = spec.linux().as_ref()?;
+    let namespaces = linux.namespaces().as_ref()?;
+    namespaces.iter().find(|namespace| namespace.typ() == LinuxNamespaceType::User)?;
+    let ranges = |mappings: &Option<Vec<LinuxIdMapping>>| {
+        let range = |mapping: &LinuxIdMapping| IdMapping {
+            host_id: mapping.host_id(),
+            container_id: mapping.container_id(),
+            length: mapping.size(),
+        };
+        mappings.iter().flatten().map(range).collect()
+    };
+    Some((ranges(linux.uid_mappings()), ranges(linux.gid_mappings())))
 }
 
 /// The spec's cgroup.

@@ -33,6 +33,7 @@ mod stats;
 mod stdio;
 mod survival;
 mod terminal;
+mod user_namespace;
 mod volumes;
 
 use std::collections::BTreeMap;

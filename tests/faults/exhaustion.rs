@@ -12,7 +12,7 @@ use super::inject::Injector;
 use super::kill::make_fresh;
 use super::kubelet::Op;
 use super::steps::Fresh;
-use super::trial::{Fault, Replaced, Trial};
+use super::trial::{CLEAN, CLEAN_AFTER_CONTAINERD, Fault, Replaced, Trial};
 use crate::start_failures::Full;
 
 const TABLE: &str = "exhaustion";
@@ -39,7 +39,7 @@ fn whatever_is_used_up_is_told_and_leaves_nothing() {
         disk(&mut trial, "disk of containerd", Path::new("/var/filler"));
         // Last, for the host is another with it.
         let _disk = Full::make(STORAGE, "48m");
-        trial.live(Fault { table: TABLE, what: "none", when: "scratch disks have a small disk" }, &LIFE);
+        Trial::live_unharmed();
         trial.begin_anew();
         disk(&mut trial, "disk of scratch disks", &Path::new(STORAGE).join("filler"));
     }
@@ -66,7 +66,7 @@ fn disk(trial: &mut Trial<'_>, what: &str, filler: &Path) {
         }
         make_fresh(Fresh::Layers);
         fill(filler);
-        trial.go_on(fault, &mut kubelet, &LIFE[before..4], || {
+        trial.go_on(fault, &mut kubelet, &LIFE[before..4], CLEAN, || {
             let _ = fs::remove_file(filler);
         });
     }
@@ -107,7 +107,7 @@ fn run(trial: &mut Trial<'_>) {
                 continue;
             }
             let full = FullRun::with_room(*room);
-            trial.go_on(fault, &mut kubelet, &LIFE[*before..4], || drop(full));
+            trial.go_on(fault, &mut kubelet, &LIFE[*before..4], CLEAN_AFTER_CONTAINERD, || drop(full));
         }
     }
 }
@@ -148,7 +148,7 @@ fn shims_cgroup(trial: &mut Trial<'_>, what: &str, file: &str, values: &[&str]) 
         fs::write(cgroup.join(file), value).expect("a cgroup can be limited");
         let injector = Injector::confining(cgroup.clone());
         let (mut kubelet, _) = Trial::kubelet();
-        trial.go_on(fault, &mut kubelet, &LIFE, || {
+        trial.go_on(fault, &mut kubelet, &LIFE, CLEAN, || {
             drop(injector);
             // One that is in use is found as a part of the footprint.
             until(Duration::from_secs(10), || fs::remove_dir(&cgroup).ok());
@@ -167,6 +167,6 @@ fn pods_cgroup(trial: &mut Trial<'_>, what: &str, file: &str, values: &[&str]) {
         }
         let (mut kubelet, _) = Trial::kubelet();
         fs::write(kubelet.cgroup().join(file), value).expect("the pod's cgroup can be limited");
-        trial.go_on(fault, &mut kubelet, &LIFE, || {});
+        trial.go_on(fault, &mut kubelet, &LIFE, CLEAN, || {});
     }
 }

@@ -18,10 +18,11 @@ use super::watch::Watch;
 const REMOVAL: Duration = Duration::from_secs(30);
 /// By when containerd must have heard of an end.
 const TOLD: Duration = Duration::from_secs(30);
-/// By when the footprint must be what it was. A containerd that has died forgets what it had begun; the shim that it has left
-/// without anything to do ends by itself, in two minutes.
-const CLEAN: Duration = Duration::from_secs(60);
-const CLEAN_AFTER_CONTAINERD: Duration = Duration::from_secs(240);
+/// By when the footprint must be what it was.
+pub const CLEAN: Duration = Duration::from_secs(60);
+/// The same where containerd may have lost a shim: one that has died forgets what it had begun, and one that cannot write down
+/// that it has a shim leaves it. The shim, which has nothing to do then, ends by itself, in two minutes.
+pub const CLEAN_AFTER_CONTAINERD: Duration = Duration::from_secs(240);
 
 /// What a fault is, and when it comes.
 #[derive(Debug, Clone, Copy)]
@@ -60,13 +61,7 @@ impl<'h> Trial<'h> {
     #[track_caller]
     pub fn begin(host: &'h Host) -> Self {
         static FIRST: Once = Once::new();
-        FIRST.call_once(|| {
-            let (mut kubelet, _) = Self::kubelet();
-            for op in [Op::RunPod, Op::Create, Op::Start, Op::Exec, Op::StopPod, Op::RemovePod] {
-                kubelet.ask(op).unwrap_or_else(|error| panic!("without a fault, {op:?}: {error}"));
-            }
-            kubelet.forget();
-        });
+        FIRST.call_once(Self::live_unharmed);
         host.assert_clean();
         Self {
             host,
@@ -78,6 +73,16 @@ impl<'h> Trial<'h> {
         }
     }
 
+    /// A whole life without a fault.
+    #[track_caller]
+    pub fn live_unharmed() {
+        let (mut kubelet, _) = Self::kubelet();
+        for op in [Op::RunPod, Op::Create, Op::Start, Op::Exec, Op::StopPod, Op::RemovePod] {
+            kubelet.ask(op).unwrap_or_else(|error| panic!("without a fault, {op:?}: {error}"));
+        }
+        kubelet.forget();
+    }
+
     /// What the host has now is what it must have after the next faults.
     pub fn begin_anew(&mut self) {
         (self.clean, self.left) = (Footprint::of_host(), BTreeSet::new());
@@ -86,13 +91,21 @@ impl<'h> Trial<'h> {
     /// Lets a pod live until it comes to its end or something is refused, with a fault that waits for it somewhere.
     pub fn live(&mut self, fault: Fault<'_>, ops: &[Op]) {
         let (mut kubelet, _) = Self::kubelet();
-        self.go_on(fault, &mut kubelet, ops, || {});
+        self.go_on(fault, &mut kubelet, ops, CLEAN, || {});
     }
 
-    /// The same for a pod that lives already. `mend` takes the fault away, after the pod's removal.
-    pub fn go_on(&mut self, fault: Fault<'_>, kubelet: &mut Kubelet, ops: &[Op], mend: impl FnOnce()) {
+    /// The same for a pod that lives already. `mend` takes the fault away, after the pod's removal; the footprint is as it was
+    /// within `clean`.
+    pub fn go_on(
+        &mut self,
+        fault: Fault<'_>,
+        kubelet: &mut Kubelet,
+        ops: &[Op],
+        clean: Duration,
+        mend: impl FnOnce(),
+    ) {
         let answer = ops.iter().try_for_each(|op| kubelet.ask(*op));
-        self.judge(fault, kubelet, answer, CLEAN, mend);
+        self.judge(fault, kubelet, answer, clean, mend);
     }
 
     /// Begins a life for a fault that is to be watched for.

@@ -6,7 +6,7 @@ use ravelin_proto::agent as api;
 use serde_json::Value;
 use tonic::Status;
 
-use crate::host::{Client, Streams, process, spec};
+use crate::host::{Client, Streams, USER_NAMESPACE, process, spec};
 
 pub struct Container {
     pub client: Client,
@@ -54,6 +54,7 @@ impl Container {
             spec: spec.to_string().into_bytes().into(),
             layers: vec![2, 1],
             stdio: Some(streams.stdio),
+            map_layers: USER_NAMESPACE.is_set(),
             ..Default::default()
         };
         change(&mut request);

@@ -11,6 +11,25 @@ use tonic::transport::{Channel, Endpoint};
 
 pub type Client = AgentClient<Channel>;
 
+/// Whether the pod of this guest has a user namespace: the guest was booted with the variable `USER_NAMESPACE`.
+pub struct UserNamespace;
+pub const USER_NAMESPACE: UserNamespace = UserNamespace;
+/// The guest's id of that namespace's root, and how many ids it has.
+pub const FIRST_ID: u32 = 100_000;
+pub const IDS: u32 = 65_536;
+
+impl UserNamespace {
+    pub fn is_set(&self) -> bool {
+        std::env::var("USER_NAMESPACE").is_ok_and(|value| value == "yes")
+    }
+
+    /// As the host asks for it.
+    pub fn asked(&self) -> Option<api::UserNamespace> {
+        let range = Some(api::IdRange { first: FIRST_ID, size: IDS });
+        self.is_set().then_some(api::UserNamespace { users: range, groups: range })
+    }
+}
+
 pub async fn connect() -> Client {
     let mut tries = 0;
     loop {
@@ -82,6 +101,17 @@ pub fn process(args: &[&str]) -> serde_json::Value {
 
 /// What containerd's CRI plugin makes of a plain container.
 pub fn spec(args: &[&str]) -> serde_json::Value {
+    let mut spec = plain_spec(args);
+    if USER_NAMESPACE.is_set() {
+        let mapping = serde_json::json!([{"containerID": 0, "hostID": FIRST_ID, "size": IDS}]);
+        spec["linux"]["namespaces"].as_array_mut().unwrap().push(serde_json::json!({"type": "user"}));
+        spec["linux"]["uidMappings"] = mapping.clone();
+        spec["linux"]["gidMappings"] = mapping;
+    }
+    spec
+}
+
+fn plain_spec(args: &[&str]) -> serde_json::Value {
     serde_json::json!({
         "ociVersion": "1.1.0",
         "process": process(args),

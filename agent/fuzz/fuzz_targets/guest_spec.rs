@@ -7,12 +7,15 @@ use std::path::Path;
 use libfuzzer_sys::{fuzz_mutator, fuzz_target};
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
 use ravelin_agent::container::fuzzing::{Guest, Source, complete};
+use ravelin_agent::namespaces::Ids;
+use ravelin_agent::paths::NAMESPACES;
+use ravelin_proto::agent::{IdRange, UserNamespace};
 
 const VALUES: [&str; 20] = [
     r#"[{"type": "user"}]"#,
     r#"[{"type": "time"}]"#,
     r#"{"type": "network", "path": "/proc/1/ns/net"}"#,
-    r#"[{"containerID": 0, "hostID": 0, "size": 1}]"#,
+    r#"[{"containerID": 0, "hostID": 65536, "size": 65536}]"#,
     r#"{"prestart": [{"path": "/bin/evil"}]}"#,
     r#"{"destination": "/x", "type": "bind", "source": "", "options": ["rbind", "rw", "rro"]}"#,
     r#"{"destination": "/x", "type": "tmpfs", "options": ["mode=1777", "size=1"]}"#,
@@ -40,11 +43,16 @@ fuzz_target!(|text: &[u8]| {
     let behind = |(index, path): (usize, &str)| (index, Source { path: path.into(), readonly: index == 1 });
     let sources: BTreeMap<_, _> = [(1, "/run/volumes/v"), (2, "/run/emptydir/e")].map(behind).into();
     let fuse = r#"{"path": "/dev/fuse", "type": "c", "major": 10, "minor": 229}"#;
+    // As often in a pod with a user namespace as in one without.
+    let range = Some(IdRange { first: 65_536, size: 65_536 });
+    let ids = Ids::new(UserNamespace { users: range, groups: range }).unwrap();
+    let ids = Some(&ids).filter(|_| text.len() % 2 == 0);
     let guest = Guest {
         id: "c1",
         rootfs: Path::new("/run/rootfs"),
         sources: &sources,
         pid_namespace: None,
+        ids,
         terminal: false,
         has_control: &|file| matches!(file, "hugetlb.2MB.max" | "memory.oom.group" | "memory.swap.max"),
         nodes: &|| Ok(vec![serde_json::from_str(fuse).unwrap()]),
@@ -58,7 +66,14 @@ fuzz_target!(|text: &[u8]| {
     assert!(linux.seccomp().is_none() && linux.sysctl().is_none() && linux.uid_mappings().is_none());
     let own = [LinuxNamespaceType::Pid, LinuxNamespaceType::Mount, LinuxNamespaceType::Cgroup];
     let namespaces = linux.namespaces().as_ref().unwrap();
-    assert!(namespaces.iter().all(|namespace| own.contains(&namespace.typ()) && namespace.path().is_none()));
+    for namespace in namespaces {
+        match namespace.path() {
+            None => assert!(own.contains(&namespace.typ())),
+            Some(path) => assert!(ids.is_some() && path.starts_with(NAMESPACES), "{path:?}"),
+        }
+    }
+    let has_users = namespaces.iter().any(|namespace| namespace.typ() == LinuxNamespaceType::User);
+    assert_eq!(has_users, ids.is_some());
     for device in linux.devices().iter().flatten() {
         assert_eq!(device.path(), Path::new("/dev/fuse"), "a device of the node passed");
     }

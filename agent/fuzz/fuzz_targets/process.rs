@@ -35,6 +35,8 @@ fuzz_target!(|text: &[u8]| {
         assert!(environment.iter().any(|entry| entry.starts_with("HOME=")));
         assert!(environment.iter().all(|entry| entry.contains('=') && !entry.contains('\0')));
         assert!(process.selinux_label().is_none());
-        assert!(process.apparmor_profile().as_ref().is_none_or(|name| !name.is_empty() && name.len() <= 2048));
+        assert!(
+            process.apparmor_profile().as_ref().is_none_or(|name| !name.is_empty() && name.len() <= 2048)
+        );
     }
 });

@@ -19,6 +19,7 @@ use super::{
     Container, Facts, destinations, devices, mounts, nodes, rootfs, seccomp, spec, working_directory,
 };
 use crate::error::{AgentError, Attempt, Result, chain};
+use crate::namespaces::{Ids, within};
 use crate::process::{Ended, Phase};
 use crate::services::Services;
 use crate::spawner::{Console, Request, SpawnerError};
@@ -78,9 +79,11 @@ fn build(
         .and_then(|resources| resources.devices().clone())
         .unwrap_or_default();
 
-    let rootfs = rootfs::mount(id, &request.layers)?;
+    let namespaces = services.namespaces().map(Arc::as_ref);
+    let ids = namespaces.map(|namespaces| namespaces.ids);
+    let rootfs = rootfs::mount(id, &request.layers, namespaces.filter(|_| request.map_layers))?;
     let mounts = parsed.mounts().as_deref().unwrap_or_default();
-    let sources = mounts::resolve(id, mounts, &rootfs, &request.mounts)?;
+    let sources = mounts::resolve(id, mounts, &rootfs, &request.mounts, namespaces)?;
     let has_control = |file: &str| Path::new(paths::POD_CGROUP).join(file).exists();
     let mut completed = spec::complete(
         &parsed,
@@ -89,22 +92,26 @@ fn build(
             rootfs: &rootfs,
             sources: &sources,
             pid_namespace,
+            ids: ids.as_ref(),
             terminal: stdio.terminal,
             has_control: &has_control,
             nodes: &|| nodes::of(Path::new("/dev"), &devices::disk_majors()),
         },
     )?;
+    // What the image lacks is its root's.
+    let made_by = ids.map(|ids| ids.make_files()).transpose();
+    let made_by = made_by.attempt(|| "make files as the pod's root".to_owned())?;
     let mut tree = Tree::new(&rootfs).attempt(|| format!("open {}", rootfs.display()))?;
     destinations::prepare(&mut tree, completed.spec.mounts_mut().as_mut().unwrap_or(&mut Vec::new()))?;
     nodes::leave_out_below_mounts(&mut completed.spec);
     if let Some(process) = completed.spec.process() {
         working_directory::make(process.cwd(), &tree)?;
     }
-    drop(tree);
+    drop((tree, made_by));
     if let Some(profile) = &completed.profile {
         services.profiles.load(profile, &request.apparmor_policies)?;
     }
-    sysctl::apply(&completed.sysctls)?;
+    within(namespaces, || sysctl::apply(&completed.sysctls))?;
     let bundle = paths::container(id).join("bundle");
     write_bundle(&bundle, &completed)?;
     container.cgroup.create()?;
@@ -112,7 +119,7 @@ fn build(
     services.oom.add(id);
 
     let process = completed.spec.process().as_ref();
-    let uid = process.map_or(0, |process| process.user().uid());
+    let uid = of_the_guest(ids.as_ref(), process.map_or(0, |process| process.user().uid()))?;
     *lock(&container.facts) = Facts {
         bundle: bundle.clone(),
         oom_score_adj: process.and_then(|process| process.oom_score_adj()).unwrap_or(0),
@@ -123,6 +130,7 @@ fn build(
             .as_ref()
             .and_then(|linux| linux.personality().as_ref())
             .map(LinuxPersonality::domain),
+        ids,
         defaults: parsed.process().clone().unwrap_or_default(),
     };
     let console = stdio.terminal.then(|| Console { size: console_size(process), uid });
@@ -136,6 +144,11 @@ fn build(
         let cause = if killed { "its first process was OOM-killed (memory limit too low?): " } else { "" };
         AgentError::Failed(format!("create container {id}: {cause}{error}"))
     })
+}
+
+/// The guest's id of a user of the pod's.
+pub(super) fn of_the_guest(ids: Option<&Ids>, uid: u32) -> Result<u32> {
+    ids.map_or(Ok(uid), |ids| ids.user(uid))
 }
 
 /// The terminal's size that a process asks for.

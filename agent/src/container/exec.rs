@@ -125,12 +125,13 @@ fn build(
     let facts = container.facts();
     let file =
         process_file(&plan.process).attempt(|| format!("hand over the process of {}", process.name()))?;
-    let uid = plan.process.user().uid();
+    let uid = create::of_the_guest(facts.ids.as_ref(), plan.process.user().uid())?;
     let size = create::console_size(Some(&plan.process));
     let request = Request::Exec {
         id: container.id.clone(),
         bundle: facts.bundle,
         init: init.as_raw_nonzero().get(),
+        user_namespace: facts.ids.is_some(),
         personality: facts.personality,
         console: plan.stdio.terminal.then_some(Console { size, uid }),
     };

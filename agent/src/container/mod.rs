@@ -26,6 +26,7 @@ use oci_spec::runtime::LinuxPersonalityDomain;
 use tokio::time::Instant;
 
 use crate::error::{AgentError, Result};
+use crate::namespaces::Ids;
 use crate::process::{Phase, Process};
 use crate::spawner::LateBuilder;
 use crate::sync::lock;
@@ -72,6 +73,8 @@ struct Facts {
     /// It has a seccomp filter.
     filtered: bool,
     personality: Option<LinuxPersonalityDomain>,
+    /// The users of the pod's user namespace, if it has one.
+    ids: Option<Ids>,
     /// What an exec has where it does not say what it is to have.
     defaults: oci_spec::runtime::Process,
 }

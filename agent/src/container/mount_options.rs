@@ -3,6 +3,7 @@
 use oci_spec::runtime::Mount;
 
 use crate::error::{AgentError, Result};
+use crate::namespaces::Ids;
 
 /// Which way mounts made later, below a mount, spread between containers that share its volume (`mount(8)`, shared
 /// subtrees).
@@ -127,12 +128,13 @@ fn of_propagation(option: &str) -> Option<Propagation> {
     }
 }
 
-/// The options that a mount keeps.
+/// The options that a mount keeps. Its files have the pod's users where the pod has a user namespace, which has these `ids`,
+/// whether a mount asks for that or not.
 ///
 /// # Errors
 ///
 /// [`AgentError::Invalid`] with the name of what cannot be had.
-pub fn allowed(mount: &Mount) -> Result<Vec<String>> {
+pub fn allowed(mount: &Mount, ids: Option<&Ids>) -> Result<Vec<String>> {
     let refused = |what: String| {
         Err(AgentError::Invalid(format!(
             "mount at {}: {what} is not supported",
@@ -143,13 +145,18 @@ pub fn allowed(mount: &Mount) -> Result<Vec<String>> {
     let Some((_, own)) = FILE_SYSTEMS.iter().find(|(name, _)| *name == kind) else {
         return refused(format!("the file system {kind:?}"));
     };
-    let mappings = [mount.uid_mappings(), mount.gid_mappings()];
-    if mappings.into_iter().any(|mappings| mappings.iter().flatten().next().is_some()) {
-        return refused("a mapping of user ids".to_owned());
+    let mappings = [mount.uid_mappings(), mount.gid_mappings()].map(|all| all.as_deref().unwrap_or_default());
+    match (ids, mappings) {
+        (_, [[], []]) => {}
+        (Some(ids), [users, groups]) if ids.are(users, groups) => {}
+        _ => return refused("a mapping of user ids other than its pod's".to_owned()),
     }
     let mut kept = Vec::new();
     for option in mount.options().iter().flatten() {
         let name = option.split_once('=').map_or(option.as_str(), |(name, _)| name);
+        if ids.is_some() && matches!(option.as_str(), "idmap" | "ridmap") {
+            continue;
+        }
         if FLAGS.contains(&option.as_str()) || own.contains(&name) {
             kept.push(option.clone());
         } else if option == "nosymfollow" {
@@ -184,13 +191,16 @@ mod tests {
             ("cgroup", &["nosuid", "noexec", "nodev", "relatime", "ro"]),
             ("bind", &["rbind", "ro", "rro"]),
         ] {
-            assert_eq!(allowed(&mount(kind, options)).unwrap(), options, "{kind}");
+            assert_eq!(allowed(&mount(kind, options), None).unwrap(), options, "{kind}");
         }
         assert_eq!(
-            allowed(&mount("bind", &["rbind", "rprivate", "nosymfollow", "silent"])).unwrap(),
+            allowed(&mount("bind", &["rbind", "rprivate", "nosymfollow", "silent"]), None).unwrap(),
             ["rbind", "rnosymfollow"]
         );
-        assert_eq!(allowed(&mount("cgroup", &["ro", "nsdelegate", "memory_recursiveprot"])).unwrap(), ["ro"]);
+        assert_eq!(
+            allowed(&mount("cgroup", &["ro", "nsdelegate", "memory_recursiveprot"]), None).unwrap(),
+            ["ro"]
+        );
     }
 
     #[test]
@@ -204,15 +214,15 @@ mod tests {
             ("proc", "lowerdir=/etc"),
             ("sysfs", "nonsense"),
         ] {
-            let text = allowed(&mount(kind, &["ro", option])).unwrap_err().to_string();
+            let text = allowed(&mount(kind, &["ro", option]), None).unwrap_err().to_string();
             assert!(text.contains(option) && text.contains("/x"), "{text}");
         }
         for kind in ["ext4", "overlay", "", "nfs"] {
-            assert!(allowed(&mount(kind, &[])).unwrap_err().to_string().contains(&format!("{kind:?}")));
+            assert!(allowed(&mount(kind, &[]), None).unwrap_err().to_string().contains(&format!("{kind:?}")));
         }
         let mut mapped = mount("bind", &[]);
         mapped.set_uid_mappings(Some(vec![oci_spec::runtime::LinuxIdMapping::default()]));
-        assert!(allowed(&mapped).is_err());
+        assert!(allowed(&mapped, None).is_err());
     }
 
     #[test]

@@ -19,6 +19,7 @@ use rustix::mount::{
 
 use super::mount_options::{self, Propagation};
 use crate::error::{AgentError, Attempt, Result};
+use crate::namespaces::{Namespaces, map_ids};
 use crate::sync::lock;
 use crate::volumes::check_name;
 use crate::{paths, volumes};
@@ -43,11 +44,12 @@ pub fn resolve(
     mounts: &[Mount],
     rootfs: &Path,
     sources: &[api::MountSource],
+    namespaces: Option<&Namespaces>,
 ) -> Result<BTreeMap<usize, Source>> {
     let mut resolved = BTreeMap::new();
     for source in sources {
         let index = usize::try_from(source.spec_index).unwrap_or(usize::MAX);
-        let (path, readonly) = match &source.source {
+        let (mut path, readonly) = match &source.source {
             Some(api::mount_source::Source::Pushed(pushed)) => {
                 let volume = volumes::find(Path::new(paths::VOLUMES), &pushed.volume)?;
                 let readonly = volume.is_dir();
@@ -59,7 +61,7 @@ pub fn resolve(
             }
             Some(api::mount_source::Source::Shm(_)) => (PathBuf::from(paths::SHM), false),
             Some(api::mount_source::Source::OwnDirectory(_)) => {
-                (own_directory(id, index, mounts, rootfs)?, false)
+                (own_directory(id, index, mounts, rootfs, namespaces)?, false)
             }
             None => {
                 return Err(AgentError::Invalid(format!(
@@ -67,6 +69,12 @@ pub fn resolve(
                 )));
             }
         };
+        // A container's own directories have the pod's users already.
+        if let Some(namespaces) = namespaces
+            && !matches!(source.source, Some(api::mount_source::Source::OwnDirectory(_)))
+        {
+            path = with_the_pods_users(id, index, &path, namespaces)?;
+        }
         if resolved.insert(index, Source { path, readonly }).is_some() {
             return Err(AgentError::Invalid(format!("mount {index} of container {id} has two sources")));
         }
@@ -77,12 +85,25 @@ pub fn resolve(
 /// The directory of the container's own root file system where mount `index` goes.
 ///
 /// A mount of its own keeps it writable when the root is made read-only.
-fn own_directory(id: &str, index: usize, mounts: &[Mount], rootfs: &Path) -> Result<PathBuf> {
-    bind(id, index, &open_own_directory(id, index, mounts, rootfs)?, false)
+fn own_directory(
+    id: &str,
+    index: usize,
+    mounts: &[Mount],
+    rootfs: &Path,
+    namespaces: Option<&Namespaces>,
+) -> Result<PathBuf> {
+    let root = namespaces.map_or((0, 0), |namespaces| namespaces.ids.root());
+    bind(id, index, &open_own_directory(id, index, mounts, rootfs, root)?, false)
 }
 
 /// Opens that directory; makes it if the image has none.
-fn open_own_directory(id: &str, index: usize, mounts: &[Mount], rootfs: &Path) -> Result<OwnedFd> {
+fn open_own_directory(
+    id: &str,
+    index: usize,
+    mounts: &[Mount],
+    rootfs: &Path,
+    root: (u32, u32),
+) -> Result<OwnedFd> {
     let mount = mounts
         .get(index)
         .ok_or_else(|| AgentError::Invalid(format!("the spec of container {id} has no mount {index}")))?;
@@ -91,7 +112,7 @@ fn open_own_directory(id: &str, index: usize, mounts: &[Mount], rootfs: &Path) -
     if inside.as_os_str().is_empty() {
         return Err(AgentError::Invalid(format!("mount {index} of container {id} would cover its root")));
     }
-    walk(rootfs, &inside, Missing::MakeForRoot)
+    walk(rootfs, &inside, Missing::MakeFor(root))
 }
 
 /// What a container mounts of an emptyDir.
@@ -196,14 +217,23 @@ fn sub_path(id: &str, index: usize, volume: PathBuf, sub_path: &str, create: boo
 
 /// Binds what was found to a place of the container's own.
 fn bind(id: &str, index: usize, found: &OwnedFd, with_mounts_below: bool) -> Result<PathBuf> {
-    let target = paths::container(id).join("mounts").join(index.to_string());
+    bind_at(&paths::container(id).join("mounts").join(index.to_string()), found, with_mounts_below, None)
+}
+
+/// Binds what was found to `target`, which is made; with the mapping of a user namespace, if there is one.
+fn bind_at(
+    target: &Path,
+    found: &OwnedFd,
+    with_mounts_below: bool,
+    namespaces: Option<&Namespaces>,
+) -> Result<PathBuf> {
     let attempt = || format!("bind the source of a mount to {}", target.display());
     let is_dir = FileType::from_raw_mode(rustix::fs::fstat(found).attempt(attempt)?.st_mode).is_dir();
     let made = if is_dir {
-        fs::create_dir_all(&target)
+        fs::create_dir_all(target)
     } else {
         fs::create_dir_all(target.parent().unwrap_or(Path::new(paths::RUN)))
-            .and_then(|()| fs::File::create(&target).map(drop))
+            .and_then(|()| fs::File::create(target).map(drop))
     };
     made.attempt(|| format!("create {}", target.display()))?;
     let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
@@ -211,10 +241,20 @@ fn bind(id: &str, index: usize, found: &OwnedFd, with_mounts_below: bool) -> Res
     if with_mounts_below {
         flags |= OpenTreeFlags::AT_RECURSIVE;
     }
-    open_tree(found, c"", flags)
-        .and_then(|tree| move_mount(&tree, c"", CWD, &target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH))
-        .attempt(attempt)?;
-    Ok(target)
+    let tree = open_tree(found, c"", flags).attempt(attempt)?;
+    if let Some(namespaces) = namespaces {
+        map_ids(&tree, namespaces.user())
+            .attempt(|| format!("give the pod's users what is mounted at {}", target.display()))?;
+    }
+    move_mount(&tree, c"", CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH).attempt(attempt)?;
+    Ok(target.to_owned())
+}
+
+/// Binds a source once more, to a mount with the mapping of the pod's user namespace.
+fn with_the_pods_users(id: &str, index: usize, source: &Path, namespaces: &Namespaces) -> Result<PathBuf> {
+    let found = rustix::fs::open(source, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
+        .attempt(|| format!("open {}", source.display()))?;
+    bind_at(&paths::container(id).join("mapped").join(index.to_string()), &found, true, Some(namespaces))
 }
 
 /// What [`walk`] does about directories that are not there.
@@ -225,8 +265,8 @@ pub(super) enum Missing {
     /// It makes them as the kubelet does: the last with the volume's permissions, those above it with 0755.
     MakeLikeVolume,
     /// It makes them as containerd does for an image's volume: the last is root's with 0755, whatever the directory that
-    /// it is in says. The image's `/` may be one that nobody can write without capabilities.
-    MakeForRoot,
+    /// it is in says. The image's `/` may be one that nobody can write without capabilities. This is root's user and group.
+    MakeFor((u32, u32)),
 }
 
 /// Opens a path inside a volume, links resolved as if the volume were the root.
@@ -259,9 +299,9 @@ pub(super) fn walk(volume: &Path, sub_path: &Path, missing: Missing) -> Result<O
                     made.attempt(attempt)?;
                     // The directory itself: whoever shares the volume may have put a link in its place.
                     let made = openat(&here, name, own, Mode::empty()).attempt(attempt)?;
-                    let mode = if missing == Missing::MakeForRoot {
-                        chownat(&made, c"", Some(Uid::ROOT), Some(Gid::ROOT), AtFlags::EMPTY_PATH)
-                            .attempt(attempt)?;
+                    let mode = if let Missing::MakeFor((user, group)) = missing {
+                        let (user, group) = (Uid::from_raw(user), Gid::from_raw(group));
+                        chownat(&made, c"", Some(user), Some(group), AtFlags::EMPTY_PATH).attempt(attempt)?;
                         0o755
                     } else {
                         like_volume
@@ -355,7 +395,7 @@ mod tests {
         let open = |path: &str| {
             let mut mount = Mount::default();
             mount.set_destination(Path::new("/").join(path));
-            open_own_directory("c", 0, &[mount], image.path()).unwrap();
+            open_own_directory("c", 0, &[mount], image.path(), (0, 0)).unwrap();
         };
         for path in ["data", "var/lib/data"] {
             open(path);

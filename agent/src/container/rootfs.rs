@@ -6,20 +6,22 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::CWD;
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, UnmountFlags,
-    fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, mount_bind, mount_change,
-    move_mount, unmount,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags,
+    UnmountFlags, fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, mount_bind,
+    mount_change, move_mount, open_tree, unmount,
 };
 
 use crate::error::{AgentError, Attempt, Result};
+use crate::namespaces::{Namespaces, map_ids};
 use crate::{opening, paths, removal};
 
-/// Mounts an overlay of `layers` (topmost first) for a container and returns its path.
+/// Mounts an overlay of `layers` (topmost first) for a container and returns its path. With `namespaces` the owners that the
+/// layers' files have are users of that user namespace.
 ///
 /// # Errors
 ///
 /// When there is no layer, or the kernel refuses.
-pub fn mount(id: &str, layers: &[u32]) -> Result<PathBuf> {
+pub fn mount(id: &str, layers: &[u32], namespaces: Option<&Namespaces>) -> Result<PathBuf> {
     if layers.is_empty() {
         return Err(AgentError::Invalid(format!("container {id} has no image layer")));
     }
@@ -36,7 +38,13 @@ pub fn mount(id: &str, layers: &[u32]) -> Result<PathBuf> {
     for dir in [&target, &upper, &work] {
         fs::create_dir_all(dir).attempt(|| format!("create {}", dir.display()))?;
     }
-    let lower: Vec<PathBuf> = layers.iter().map(|layer| paths::layer(*layer)).collect();
+    let layer = |(at, layer): (usize, &u32)| match namespaces {
+        Some(namespaces) => {
+            map_layer(&paths::layer(*layer), &directory.join("layers").join(at.to_string()), namespaces)
+        }
+        None => Ok(paths::layer(*layer)),
+    };
+    let lower: Vec<PathBuf> = layers.iter().enumerate().map(layer).collect::<Result<_>>()?;
     copy_root_attributes(lower.first().map(PathBuf::as_path), &upper)?;
     let mounted = match overlay(&lower, &upper, &work, &target) {
         // The scratch disk could not be written at some time since its errors were last looked at. The containers of that time
@@ -50,6 +58,20 @@ pub fn mount(id: &str, layers: &[u32]) -> Result<PathBuf> {
     };
     mounted.attempt(|| format!("mount the root file system of {id} from {} layers", layers.len()))?;
     Ok(target)
+}
+
+/// Mounts a layer once more, at `place`, with the mapping of the pod's user namespace. What a container writes needs none: the
+/// directory on top is its own, and holds the ids that the guest's kernel knows.
+fn map_layer(layer: &Path, place: &Path, namespaces: &Namespaces) -> Result<PathBuf> {
+    fs::create_dir_all(place).attempt(|| format!("create {}", place.display()))?;
+    open_tree(CWD, layer, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)
+        .map_err(io::Error::from)
+        .and_then(|tree| {
+            map_ids(&tree, namespaces.user())?;
+            Ok(move_mount(&tree, c"", CWD, place, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?)
+        })
+        .attempt(|| format!("mount the layer {} for the pod's users", layer.display()))?;
+    Ok(place.to_owned())
 }
 
 /// The overlay's root directory takes mode and owner from the upper one: give it the image's.

@@ -17,6 +17,7 @@ use super::mounts::Source;
 use super::{limits, nodes};
 use crate::apparmor;
 use crate::error::{AgentError, Result};
+use crate::namespaces::{Ids, Namespaces};
 
 /// What the guest adds.
 #[allow(missing_debug_implementations, reason = "it borrows functions")]
@@ -29,6 +30,8 @@ pub struct Guest<'a> {
     pub sources: &'a BTreeMap<usize, Source>,
     /// The PID namespace to join; `None` makes a new one.
     pub pid_namespace: Option<PathBuf>,
+    /// The users and groups of the pod's user namespace, if it has one.
+    pub ids: Option<&'a Ids>,
     /// Whether the process gets a terminal.
     pub terminal: bool,
     /// Says whether the pod's cgroup has a control file, such as `memory.swap.max`.
@@ -83,9 +86,12 @@ fn complete_linux(node: &Linux, guest: &Guest<'_>) -> Result<Linux> {
     let refused = |what: &str| {
         Err(AgentError::Invalid(format!("container {}: {what} not supported in a microVM", guest.id)))
     };
-    let some = |list: &Option<Vec<_>>| list.as_ref().is_some_and(|list: &Vec<_>| !list.is_empty());
-    if some(node.uid_mappings()) || some(node.gid_mappings()) {
-        return refused("mappings of user ids are");
+    let mappings = [node.uid_mappings(), node.gid_mappings()].map(|all| all.as_deref().unwrap_or_default());
+    match (guest.ids, mappings) {
+        (None, [[], []]) => {}
+        (Some(ids), [users, groups]) if ids.are(users, groups) => {}
+        (None, _) => return refused("a user namespace that its pod does not have is"),
+        (Some(_), _) => return refused("another user namespace than its pod's is"),
     }
     if node.time_offsets().as_ref().is_some_and(|offsets| !offsets.is_empty()) {
         return refused("time offsets are");
@@ -251,7 +257,7 @@ fn complete_mounts(node: &[Mount], guest: &Guest<'_>) -> Result<Vec<Mount>> {
     }
     let mut mounts = Vec::with_capacity(node.len());
     for (index, asked) in node.iter().enumerate() {
-        let mut options = mount_options::allowed(asked)?;
+        let mut options = mount_options::allowed(asked, guest.ids)?;
         let mut mount = Mount::default();
         mount.set_destination(asked.destination().clone());
         match guest.sources.get(&index) {
@@ -281,16 +287,22 @@ fn complete_mounts(node: &[Mount], guest: &Guest<'_>) -> Result<Vec<Mount>> {
     Ok(mounts)
 }
 
-/// Mount and cgroup namespaces are always the container's own; network, IPC and UTS are the guest's.
+/// Mount and cgroup namespaces are always the container's own; network, IPC and UTS are the guest's, or those of the pod's user
+/// namespace.
 fn namespaces(node: &Linux, guest: &Guest<'_>) -> Result<Vec<LinuxNamespace>> {
     let wanted = node.namespaces().as_deref().unwrap_or_default();
-    for (kind, name) in [(LinuxNamespaceType::User, "user"), (LinuxNamespaceType::Time, "time")] {
-        if wanted.iter().any(|namespace| namespace.typ() == kind) {
-            return Err(AgentError::Invalid(format!(
-                "container {}: {name} namespaces are not supported in a microVM",
-                guest.id
-            )));
-        }
+    let wants = |kind| wanted.iter().any(|namespace| namespace.typ() == kind);
+    if wants(LinuxNamespaceType::Time) {
+        return Err(AgentError::Invalid(format!(
+            "container {}: time namespaces are not supported in a microVM",
+            guest.id
+        )));
+    }
+    if wants(LinuxNamespaceType::User) != guest.ids.is_some() {
+        return Err(AgentError::Invalid(format!(
+            "container {}: its pod and it must have a user namespace both, or neither",
+            guest.id
+        )));
     }
     let namespace = |kind, path: Option<&PathBuf>| {
         let mut builder = LinuxNamespaceBuilder::default().typ(kind);
@@ -299,11 +311,22 @@ fn namespaces(node: &Linux, guest: &Guest<'_>) -> Result<Vec<LinuxNamespace>> {
         }
         builder.build().map_err(|error| AgentError::Failed(error.to_string()))
     };
-    Ok(vec![
+    let mut all = vec![
         namespace(LinuxNamespaceType::Pid, guest.pid_namespace.as_ref())?,
         namespace(LinuxNamespaceType::Mount, None)?,
         namespace(LinuxNamespaceType::Cgroup, None)?,
-    ])
+    ];
+    if guest.ids.is_some() {
+        for (kind, name) in [
+            (LinuxNamespaceType::User, "user"),
+            (LinuxNamespaceType::Network, "net"),
+            (LinuxNamespaceType::Ipc, "ipc"),
+            (LinuxNamespaceType::Uts, "uts"),
+        ] {
+            all.push(namespace(kind, Some(&Namespaces::path(name)))?);
+        }
+    }
+    Ok(all)
 }
 
 #[cfg(test)]

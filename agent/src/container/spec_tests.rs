@@ -31,6 +31,7 @@ fn complete_with(spec: Spec, sources: &[(usize, &str)]) -> Result<Completed> {
             rootfs: Path::new("/run/rootfs"),
             sources: &sources,
             pid_namespace: None,
+            ids: None,
             terminal: false,
             has_control: &|file| matches!(file, "hugetlb.2MB.max" | "memory.oom.group"),
             nodes: &|| {
@@ -102,11 +103,11 @@ fn nothing_of_the_node_passes_that_is_not_named() {
 fn what_a_container_would_miss_is_refused_by_name() {
     let mapping = json!([{"containerID": 0, "hostID": 100_000, "size": 65536}]);
     for (pointer, value, word) in [
-        ("/linux/uidMappings", mapping.clone(), "mappings"),
-        ("/linux/gidMappings", mapping, "mappings"),
+        ("/linux/uidMappings", mapping.clone(), "user namespace"),
+        ("/linux/gidMappings", mapping, "user namespace"),
         ("/linux/timeOffsets", json!({"monotonic": {"secs": 5}}), "time"),
         ("/linux/namespaces", json!([{"type": "time"}]), "time"),
-        ("/linux/namespaces", json!([{"type": "user"}]), "user"),
+        ("/linux/namespaces", json!([{"type": "user"}]), "user namespace"),
         ("/linux/netDevices", json!({"eth5": {"name": "eth1"}}), "network devices"),
         ("/linux/rootfsPropagation", json!("unbindable"), "unbindable"),
         (

@@ -12,7 +12,7 @@ use std::path::Path;
 use rustix::mount::MountFlags;
 
 use crate::error::{Attempt, Result};
-use crate::{log, paths, volumes};
+use crate::{log, network, paths, volumes};
 
 /// Prepares the guest: root, kernel file systems, cgroups, scratch disk, loopback, limits.
 ///
@@ -37,7 +37,7 @@ pub fn prepare() -> Result<()> {
     cgroups::prepare()?;
     mount_scratch()?;
     volumes::prepare(Path::new(paths::VOLUMES), &Path::new(paths::SCRATCH).join("logs"))?;
-    if let Err(error) = loopback_up() {
+    if let Err(error) = network::loopback_up() {
         log!("cannot bring the loopback interface up: {error}");
     }
     protect_from_oom();
@@ -84,19 +84,4 @@ fn raise_limits() {
     if let Err(error) = std::fs::write("/proc/self/coredump_filter", "0x33") {
         log!("cannot choose what core dumps hold: {error}");
     }
-}
-
-fn loopback_up() -> io::Result<()> {
-    let socket = rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::DGRAM, None)?;
-    // SAFETY: an all-zero ifreq is a valid value of that plain C struct.
-    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    for (to, from) in request.ifr_name.iter_mut().zip(b"lo\0") {
-        *to = from.cast_signed();
-    }
-    request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
-    // SAFETY: SIOCSIFFLAGS reads an ifreq; `request` is one and lives through the call.
-    let done = unsafe {
-        libc::ioctl(std::os::fd::AsRawFd::as_raw_fd(&socket), libc::SIOCSIFFLAGS as _, &raw const request)
-    };
-    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }

@@ -42,7 +42,9 @@ fn build(request: &Request, fds: Vec<OwnedFd>, socket: &OwnedFd) -> Result<i32, 
         keyring::join(id).map_err(|error| format!("join the container's session keyring: {error}"))?;
     }
     match request {
-        Request::Pause => pause::start().map_err(|error| format!("make the pod's PID namespace: {error}")),
+        Request::Pause { ids } => {
+            pause::start(ids.as_ref()).map_err(|error| format!("make the pod's PID namespace: {error}"))
+        }
         Request::Create { id, bundle, profile, console } => {
             let (builder, keeper) = prepare(id, bundle, profile.clone(), *console, fds, socket)?;
             let built = builder.as_init(bundle).with_systemd(false).build();
@@ -50,7 +52,7 @@ fn build(request: &Request, fds: Vec<OwnedFd>, socket: &OwnedFd) -> Result<i32, 
             let container = built.map_err(|error| readable(&error))?;
             container.pid().map(|pid| pid.as_raw()).ok_or_else(|| "the container has no process".to_owned())
         }
-        Request::Exec { id, bundle, init, personality, console } => {
+        Request::Exec { id, bundle, init, user_namespace, personality, console } => {
             let mut fds = fds.into_iter();
             let (Some(first), Some(process)) = (fds.next(), fds.next()) else {
                 return Err("the request came without its descriptors".to_owned());
@@ -59,6 +61,7 @@ fn build(request: &Request, fds: Vec<OwnedFd>, socket: &OwnedFd) -> Result<i32, 
                 .map_err(|error| format!("read the process: {error}"))?;
             let exec = Exec {
                 init: first,
+                user_namespace: *user_namespace,
                 process,
                 home: String::new(),
                 stdio: if console.is_none() { Some(stdio(fds)?) } else { None },

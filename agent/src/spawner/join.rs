@@ -25,6 +25,8 @@ use crate::error::{AgentError, Attempt, Result, chain};
 pub(super) struct Exec {
     /// The container's first process.
     pub(super) init: OwnedFd,
+    /// It is in a user namespace of its pod's.
+    pub(super) user_namespace: bool,
     /// What to run, and as whom.
     pub(super) process: Process,
     /// That user's home directory in the container; known once its root is.
@@ -59,11 +61,10 @@ pub(super) fn run(mut exec: Exec, status: &OwnedFd) -> ! {
 
 /// From the builder's copy to a process of the container that has only to execute its program.
 fn become_one(exec: Exec) -> Result<Program> {
-    let Exec { init, process, home, console, personality, .. } = exec;
+    let Exec { init, user_namespace, process, home, console, personality, .. } = exec;
     // First, and not before the birth: whoever is in it may make no processes in cgroups outside.
     move_into_thread_name_spaces(init.as_fd(), ThreadNameSpaceType::CONTROL_GROUP)
         .attempt(|| "join the container's cgroup namespace".to_owned())?;
-    drop(init);
     setsid().attempt(|| "make a session".to_owned())?;
     if console.is_some() {
         ioctl_tiocsctty(io::stdin()).attempt(|| "take the terminal".to_owned())?;
@@ -74,6 +75,12 @@ fn become_one(exec: Exec) -> Result<Program> {
     }
     set_limits(&process)?;
     let late = enter_directory(process.cwd(), true)?;
+    if user_namespace {
+        // Raised limits are the guest's root's to have; whom the process becomes now is a user of the pod's.
+        move_into_thread_name_spaces(init.as_fd(), ThreadNameSpaceType::USER)
+            .attempt(|| "join the container's user namespace".to_owned())?;
+    }
+    drop(init);
     drop_privileges(&process)?;
     if late {
         enter_directory(process.cwd(), false)?;

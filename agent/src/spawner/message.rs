@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use crate::error::{AgentError, shortened};
+use crate::namespaces::Ids;
 
 /// Largest packet, in bytes.
 const MAX_PACKET: usize = 32 << 10;
@@ -50,13 +51,19 @@ pub enum Request {
         bundle: PathBuf,
         /// Pid of the container's first process.
         init: i32,
+        /// The container is in a user namespace of its pod's.
+        user_namespace: bool,
         /// The container's personality.
         personality: Option<LinuxPersonalityDomain>,
         /// The terminal to give it.
         console: Option<Console>,
     },
-    /// Make a PID namespace whose init only reaps.
-    Pause,
+    /// Make a PID namespace whose init only reaps; with `ids`, in a new user namespace with them, which has a network, an IPC and
+    /// a UTS namespace.
+    Pause {
+        /// The users and groups of the user namespace.
+        ids: Option<Ids>,
+    },
 }
 
 /// A terminal to make.

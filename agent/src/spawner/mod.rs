@@ -20,6 +20,7 @@ mod profile;
 mod program;
 mod scheduling;
 mod user;
+mod user_namespace;
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -175,7 +176,7 @@ mod tests {
         let (spawner, other) = Spawner::silent().unwrap();
         let spawn = |patience| {
             let deadline = Instant::now() + patience;
-            spawner.spawn(&Request::Pause, &[], deadline, |_| Ok(())).unwrap_err()
+            spawner.spawn(&Request::Pause { ids: None }, &[], deadline, |_| Ok(())).unwrap_err()
         };
         let late = spawn(Duration::from_millis(20));
         assert!(matches!(late, SpawnerError::Timeout { .. }), "{late}");

@@ -10,8 +10,18 @@ use rustix::mount::{
 use rustix::process::{WaitOptions, chdir, wait};
 use rustix::thread::{CapabilitySets, UnshareFlags, set_capabilities, unshare_unsafe};
 
-/// Makes the namespace and its init; returns the init's pid as seen from here.
-pub(super) fn start() -> io::Result<i32> {
+use super::user_namespace;
+use crate::namespaces::Ids;
+
+/// Makes the namespace and its init; returns the init's pid as seen from here. With `ids`, they are in a new user namespace.
+pub(super) fn start(ids: Option<&Ids>) -> io::Result<i32> {
+    // What its init is to have, and could not take any more: an ordinary place among the OOM killer's choices.
+    fs::create_dir_all(PAUSE_CGROUP)?;
+    fs::write(Path::new(PAUSE_CGROUP).join("cgroup.procs"), "0")?;
+    fs::write("/proc/self/oom_score_adj", "-998")?;
+    if let Some(ids) = ids {
+        user_namespace::enter_new(ids)?;
+    }
     // SAFETY: this process has one thread, and a PID namespace concerns its children only.
     unsafe { unshare_unsafe(UnshareFlags::NEWPID) }?;
     // SAFETY: this process has one thread, so the child may go on as an ordinary process.
@@ -29,12 +39,9 @@ pub(super) fn start() -> io::Result<i32> {
     }
 }
 
-/// An empty root, no descriptors, no capabilities, an ordinary place among the OOM killer's choices.
+/// An empty root, no descriptors, no capabilities.
 fn strip() -> io::Result<()> {
     super::set_name(c"pause");
-    fs::create_dir_all(PAUSE_CGROUP)?;
-    fs::write(Path::new(PAUSE_CGROUP).join("cgroup.procs"), "0")?;
-    fs::write("/proc/self/oom_score_adj", "-998")?;
     // SAFETY: this process has one thread, and its file descriptors stay shared with nobody.
     unsafe { unshare_unsafe(UnshareFlags::NEWNS | UnshareFlags::NEWCGROUP) }?;
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;

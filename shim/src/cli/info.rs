@@ -6,21 +6,20 @@ use protobuf::{Message, MessageField};
 
 use super::CliError;
 
-/// The runtime's features in the form of the OCI runtime-spec's `features.json`. User namespaces and recursive
-/// read-only mounts are not among them.
+/// The runtime's features in the form of the OCI runtime-spec's `features.json`. Recursive read-only mounts are not among them.
 const FEATURES: &str = r#"{
   "ociVersionMin": "1.0.0",
   "ociVersionMax": "1.2.0",
   "hooks": [],
   "mountOptions": ["bind", "rbind", "ro", "rw", "nosuid", "nodev", "noexec", "private", "rprivate", "slave", "rslave"],
   "linux": {
-    "namespaces": ["cgroup", "ipc", "mount", "network", "pid", "uts"],
+    "namespaces": ["cgroup", "ipc", "mount", "network", "pid", "user", "uts"],
     "cgroup": { "v1": false, "v2": true, "systemd": false, "systemdUser": false, "rdma": false },
     "seccomp": { "enabled": true },
     "apparmor": { "enabled": true },
     "selinux": { "enabled": false },
     "intelRdt": { "enabled": false },
-    "mountExtensions": { "idmap": { "enabled": false } }
+    "mountExtensions": { "idmap": { "enabled": true } }
   }
 }"#;
 
@@ -42,10 +41,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_reply_can_be_read_and_claims_no_user_namespaces() {
+    fn the_reply_can_be_read_and_announces_user_namespaces() {
         let info = RuntimeInfo::parse_from_bytes(&reply().unwrap()).unwrap();
         let features: serde_json::Value = serde_json::from_slice(&info.features.value).unwrap();
         let namespaces = features["linux"]["namespaces"].as_array().unwrap();
-        assert!(!namespaces.iter().any(|name| name == "user"));
+        assert!(namespaces.iter().any(|name| name == "user"));
+        assert_eq!(features["linux"]["mountExtensions"]["idmap"]["enabled"], true);
     }
 }

@@ -5,9 +5,9 @@
 
 use std::fs;
 use std::io::{self, PipeReader};
-use std::os::fd::{AsFd, AsRawFd};
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::fd::AsFd;
+use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -22,7 +22,7 @@ use super::{Args, CliError, check, print};
 use crate::config::Config;
 use crate::error::bounded;
 use crate::spec::{self, Kind};
-use crate::state::{self, State, StateDir};
+use crate::state::{self, StateDir};
 
 /// Where shims' sockets are unless containerd says otherwise.
 const SOCKET_DIR: &str = "/run/containerd/s";
@@ -32,8 +32,6 @@ const TASK_API: u32 = 2;
 const SANDBOX_API: u32 = 3;
 /// Longest error of the daemon's that is passed on, in bytes.
 const MAX_WORDS: usize = 2048;
-/// The descriptor on which a daemon finds its listening socket.
-pub(super) const LISTENER_FD: i32 = 3;
 
 pub(super) fn run(args: &Args) -> Result<(), CliError> {
     check(args)?;
@@ -43,7 +41,7 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
     let socket_dir = PathBuf::from(input.socket_dir.as_deref().unwrap_or(SOCKET_DIR));
     if is_of_the_sandbox_api(&bundle) {
         let config = Config::of_runtime(input.config.as_deref())?;
-        let address = start_daemon(args, &input, &bundle, &socket_dir, config.call_deadline())?;
+        let address = start_daemon(args, &input, &socket_dir, config.call_deadline())?;
         return print(&result(SANDBOX_API, &address));
     }
     let spec = spec::load(&bundle)?;
@@ -58,7 +56,7 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
         Kind::Sandbox => {
             // The daemon reads it again; here its errors reach the user.
             let config = Config::of_runtime(input.config.as_deref())?;
-            start_daemon(args, &input, &bundle, &socket_dir, config.call_deadline())?
+            start_daemon(args, &input, &socket_dir, config.call_deadline())?
         }
     };
     // containerd 1.6 and 1.7 look for it when they restart.
@@ -91,11 +89,11 @@ fn address(path: &Path) -> String {
     format!("unix://{}", path.display())
 }
 
-/// Starts the daemon, which must serve within `patience`; its address.
+/// Starts the daemon, which must serve within `patience`; its address. Whatever is made the daemon makes: should this process be
+/// killed, there is either nothing, or a daemon that takes it away when nobody wants anything of it.
 fn start_daemon(
     args: &Args,
     input: &Bootstrap,
-    bundle: &Path,
     socket_dir: &Path,
     patience: Duration,
 ) -> Result<String, CliError> {
@@ -105,42 +103,24 @@ fn start_daemon(
     if UnixStream::connect(&path).is_ok() {
         return Err(CliError::Running(args.id.clone()));
     }
-    // Should this process be killed before there is a daemon, the next pod's start finds in the state what it has left.
-    let directory = StateDir::new(Path::new(state::ROOT), &args.id);
-    let state = State::of_a_new_shim(&args.id, bundle, &path);
-    directory.save(&state).map_err(CliError::system("write the pod's state under /run/ravelin"))?;
     let address = address(&path);
-    let started = bind(&path).map_err(listen).and_then(|listener| {
-        let spawned = spawn(args, input, &address, &listener);
-        let (mut child, errors) = spawned.map_err(CliError::system("start the shim's daemon"))?;
-        let waited = wait_until_it_serves(errors, patience).and_then(|()| still_serves(&mut child));
-        waited.inspect_err(|_| give_up(&mut child))
-    });
-    if started.is_err() {
-        // Nobody has asked the daemon for a machine yet, so there is no more than this; containerd, whose start has failed, calls
-        // no `delete`. The error that is on its way says enough.
-        let _ = fs::remove_file(&path);
-        let _ = directory.remove();
+    let spawned = spawn(args, input, &address);
+    let (mut child, errors) = spawned.map_err(CliError::system("start the shim's daemon"))?;
+    let waited = wait_until_it_serves(errors, patience).and_then(|()| still_serves(&mut child));
+    if waited.is_err() {
+        give_up(&mut child, &path, &StateDir::new(Path::new(state::ROOT), &args.id));
     }
-    started.map(|()| address)
+    waited.map(|()| address)
 }
 
-/// Listens on a socket that is only root's, in place of one that a killed shim left.
-fn bind(path: &Path) -> io::Result<UnixListener> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let listener = UnixListener::bind(path)?;
-    fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
-    Ok(listener)
-}
-
-/// Ends a daemon that does not serve.
-fn give_up(daemon: &mut Child) {
+/// Ends a daemon that does not serve, and takes away what it has made: containerd, whose start has failed, calls no `delete`.
+fn give_up(daemon: &mut Child, socket: &Path, directory: &StateDir) {
     // It may have ended by itself.
     let _ = daemon.kill();
     let _ = daemon.wait();
+    // Nobody has asked it for a machine yet, so there is no more than this; the error that is on its way says enough.
+    let _ = fs::remove_file(socket);
+    let _ = directory.remove();
 }
 
 /// Makes sure that the daemon's standard error output ended because it serves and has put another in its place, and not
@@ -170,12 +150,7 @@ fn wait_until_it_serves(errors: impl AsFd, patience: Duration) -> Result<(), Cli
     }
 }
 
-fn spawn(
-    args: &Args,
-    input: &Bootstrap,
-    address: &str,
-    listener: &UnixListener,
-) -> io::Result<(Child, PipeReader)> {
+fn spawn(args: &Args, input: &Bootstrap, address: &str) -> io::Result<(Child, PipeReader)> {
     let (errors, stderr) = io::pipe()?;
     let mut command = Command::new(std::env::current_exe()?);
     command
@@ -200,7 +175,6 @@ fn spawn(
     if let (None, Some(ttrpc)) = (std::env::var_os("TTRPC_ADDRESS"), &input.ttrpc_address) {
         command.env("TTRPC_ADDRESS", ttrpc);
     }
-    let listener = listener.as_raw_fd();
     let score = oom_score();
     // SAFETY: between fork and exec only async-signal-safe system calls are made, on plain integers.
     unsafe {
@@ -208,18 +182,10 @@ fn spawn(
             if libc::setsid() < 0 {
                 return Err(io::Error::last_os_error());
             }
-            if listener == LISTENER_FD {
-                // dup2 onto itself would keep the close-on-exec flag.
-                if libc::fcntl(LISTENER_FD, libc::F_SETFD, 0) < 0 {
-                    return Err(io::Error::last_os_error());
-                }
-            } else if libc::dup2(listener, LISTENER_FD) < 0 {
-                return Err(io::Error::last_os_error());
-            }
-            // Whatever was inherited besides is closed. Kernels before 5.11 do not know this; then it is left.
+            // Whatever was inherited besides is closed.
             libc::syscall(
                 libc::SYS_close_range,
-                LISTENER_FD + 1,
+                libc::STDERR_FILENO + 1,
                 libc::c_uint::MAX,
                 libc::CLOSE_RANGE_CLOEXEC,
             );
@@ -279,13 +245,16 @@ mod tests {
     }
 
     #[test]
-    fn the_socket_of_a_killed_shim_is_replaced() {
+    fn a_daemon_that_does_not_serve_leaves_nothing() {
         let root = tempfile::tempdir().unwrap();
-        let path = root.path().join("socket");
-        drop(bind(&path).unwrap());
-        let _listener = bind(&path).unwrap();
-        UnixStream::connect(&path).unwrap();
-        assert_eq!(path.metadata().unwrap().permissions().mode() & 0o7777, 0o600);
+        let directory = StateDir::new(root.path(), "abc");
+        directory.save(&state::State::default()).unwrap();
+        let socket = root.path().join("socket");
+        fs::write(&socket, "").unwrap();
+        let mut daemon = Command::new("sleep").arg("1000").spawn().unwrap();
+        give_up(&mut daemon, &socket, &directory);
+        assert!(!daemon.wait().unwrap().success());
+        assert!(!directory.path().exists() && !socket.exists());
     }
 
     #[test]

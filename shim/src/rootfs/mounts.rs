@@ -28,6 +28,15 @@ pub(super) enum Kind {
     Committed,
     /// A snapshot of this container alone: its image is thrown away, and left out when it is empty.
     Private,
+    /// One whose files would have the node's ids, where those of other layers have a user namespace's: it must be empty.
+    Mapped,
+}
+
+/// Whether the files of these directories have the ids that a container of the pod's user namespace sees, so that they have to
+/// be mounted with its mapping (overlayfs's `uidmap` and `gidmap`, which are containerd's own). Without it a snapshotter has given
+/// them the node's ids.
+pub fn maps_ids(mounts: &[RootfsMount]) -> bool {
+    mounts.iter().flat_map(|mount| &mount.options).any(|option| option.starts_with("uidmap="))
 }
 
 /// The directories of a root file system, topmost first.
@@ -87,7 +96,7 @@ fn overlay(mount: &RootfsMount) -> Result<Vec<Source>, RootfsError> {
             "upperdir" => upper = Some(absolute(value)?),
             // Without these the directories could not be read as they are meant; the others change only how the
             // host's kernel would have mounted them.
-            "userxattr" | "uidmap" | "gidmap" | "datadir+" => {
+            "userxattr" | "datadir+" => {
                 return Err(RootfsError::NotSupported(format!(
                     "an overlay root file system with the option {name:?}"
                 )));
@@ -100,7 +109,8 @@ fn overlay(mount: &RootfsMount) -> Result<Vec<Source>, RootfsError> {
             _ => {}
         }
     }
-    let upper = upper.map(|path| Source { path, kind: Kind::Private });
+    let kind = if maps_ids(std::slice::from_ref(mount)) { Kind::Mapped } else { Kind::Private };
+    let upper = upper.map(|path| Source { path, kind });
     let lower = lower.into_iter().map(|path| Source { path, kind: Kind::Committed });
     let sources: Vec<_> = upper.into_iter().chain(lower).collect();
     if sources.is_empty() {

@@ -123,9 +123,17 @@ fn without_empty(sources: Vec<Source>) -> Result<Vec<Source>, RootfsError> {
             Ok::<_, io::Error>(entries.next().transpose()?.is_none())
         };
         let failed = |error| RootfsError::Source { path: source.path.clone(), source: error };
-        if !(several && source.kind == Kind::Private && empty().map_err(failed)?) {
-            kept.push(source);
+        let own = matches!(source.kind, Kind::Private | Kind::Mapped);
+        if several && own && empty().map_err(failed)? {
+            continue;
         }
+        if source.kind == Kind::Mapped {
+            return Err(RootfsError::NotSupported(format!(
+                "a container of a pod with hostUsers: false whose own layer {} is not empty from the start",
+                source.path.display()
+            )));
+        }
+        kept.push(source);
     }
     Ok(kept)
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::mounts::{Kind, sources};
 use super::record::Record;
-use super::{LayerStore, RootfsError, RootfsMount, collect, identity, scratch};
+use super::{LayerStore, RootfsError, RootfsMount, collect, identity, maps_ids, scratch};
 use crate::testing::skip;
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -50,6 +50,40 @@ fn overlay_directories_come_topmost_first() {
 fn a_read_only_view_is_kept_and_a_writable_directory_is_not() {
     assert_eq!(paths(mount("bind", "/s/1/fs", &["ro", "rbind"])), [("/s/1/fs".to_owned(), Kind::Committed)]);
     assert_eq!(paths(mount("bind", "/s/2/fs", &["rbind", "rw"])), [("/s/2/fs".to_owned(), Kind::Private)]);
+}
+
+#[test]
+fn layers_whose_ids_are_to_be_mapped_are_told_from_others() {
+    let mapped = mount(
+        "overlay",
+        "overlay",
+        &["upperdir=/s/9/fs", "lowerdir=/s/3/fs", "uidmap=0:65536:65536", "gidmap=0:65536:65536"],
+    );
+    assert!(maps_ids(std::slice::from_ref(&mapped)));
+    assert_eq!(
+        paths(mapped),
+        [("/s/9/fs".to_owned(), Kind::Mapped), ("/s/3/fs".to_owned(), Kind::Committed)]
+    );
+    assert!(!maps_ids(&[mount("overlay", "overlay", &["upperdir=/s/9/fs", "lowerdir=/s/3/fs"])]));
+}
+
+#[tokio::test]
+async fn a_layer_of_the_containers_own_with_mapped_ids_must_be_empty() {
+    if !tools() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (upper, lower) = (dir.path().join("upper"), dir.path().join("lower"));
+    fs::create_dir(&upper).unwrap();
+    fs::create_dir(&lower).unwrap();
+    let options = [format!("upperdir={}", upper.display()), format!("lowerdir={}", lower.display())];
+    let options: Vec<&str> = options.iter().map(String::as_str).chain(["uidmap=0:65536:65536"]).collect();
+    let mounts = [mount("overlay", "overlay", &options)];
+    let store = LayerStore::new(dir.path().join("layers"), PATIENCE);
+    assert_eq!(store.prepare(&mounts).await.unwrap().len(), 1);
+    fs::write(upper.join("file"), "").unwrap();
+    let error = store.prepare(&mounts).await.unwrap_err().to_string();
+    assert!(error.contains("hostUsers") && error.contains(upper.to_str().unwrap()), "{error}");
 }
 
 #[test]

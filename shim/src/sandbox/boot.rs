@@ -223,6 +223,7 @@ pub(super) async fn agent(
         unix_nanos: unix_nanos(),
         shm_bytes: 0,
         shared_pid_namespace: true,
+        user_namespace: plan.user_namespace,
     };
     let mut client = agent.client();
     let (setup, metrics) = tokio::join!(

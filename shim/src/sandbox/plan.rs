@@ -4,12 +4,14 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 
 use ravelin_policy::{MAX_MEMORY_MIB, MIN_MEMORY_MIB, Size, check_sandbox, size};
+use ravelin_proto::agent::{IdRange, UserNamespace};
 use ravelin_vmm::jail::MOST_OTHER_THREADS;
 
 use super::files::PodFiles;
-use super::request::Request;
+use super::request::{IdMappings, Request};
 use crate::cgroup::{Limits, PodCgroup};
 use crate::config::Config;
+use crate::cri::IdMapping;
 use crate::error::TaskError;
 
 /// Longest hostname, in bytes.
@@ -38,6 +40,8 @@ pub struct Plan {
     pub cpu_shares: Option<u64>,
     /// The pod asked for the host's IPC objects, and may have the guest's.
     pub host_ipc: bool,
+    /// Its user namespace, if it has one of its own.
+    pub user_namespace: Option<UserNamespace>,
     /// The files that containerd does not make for it.
     pub files: Option<PodFiles>,
 }
@@ -87,6 +91,7 @@ impl Plan {
             headroom_mib: config.sizing.resize_headroom_mib,
             cpu_shares: shares,
             host_ipc: view.host_ipc,
+            user_namespace: request.users.as_ref().map(user_namespace).transpose()?,
             files: None,
         })
     }
@@ -132,6 +137,30 @@ impl Plan {
             memory_bytes: Some(machine_bytes(self.size.memory_mib, config)),
             threads: Some(u64::from(self.size.vcpus) + MOST_OTHER_THREADS),
         }
+    }
+}
+
+/// A user namespace as the agent is told of it.
+fn user_namespace(users: &IdMappings) -> Result<UserNamespace, TaskError> {
+    Ok(UserNamespace {
+        users: Some(range("users", &users.uids)?),
+        groups: Some(range("groups", &users.gids)?),
+    })
+}
+
+fn range(of: &str, mappings: &[IdMapping]) -> Result<IdRange, TaskError> {
+    let refused = |why: String| {
+        TaskError::InvalidArgument(format!("the {of} of the pod's user namespace (hostUsers: false) {why}"))
+    };
+    match mappings {
+        [IdMapping { container_id: 0, host_id: first, length: size }] if *first > 0 && *size > 0 => {
+            Ok(IdRange { first: *first, size: *size })
+        }
+        [one] => Err(refused(format!(
+            "must begin with 0 and be others than the node's root: {} of them are asked for, {} and on, as the node's {} and on",
+            one.length, one.container_id, one.host_id
+        ))),
+        several => Err(refused(format!("must be in one range, and not in {}", several.len()))),
     }
 }
 
@@ -200,6 +229,31 @@ pub(super) mod tests {
         assert_eq!(plan.limits(&config).memory_bytes, Some(832 << 20));
         let error = plan.fit(Some(191 << 20), &config).unwrap_err().to_string();
         assert!(error.contains("191 MiB") && error.contains("overhead"), "{error}");
+    }
+
+    #[test]
+    fn a_user_namespace_begins_with_root_and_is_one_range() {
+        let mapping = |container_id, host_id, length| IdMapping { host_id, container_id, length };
+        let planned = |uids: &[IdMapping], gids: &[IdMapping]| {
+            let users = Some(IdMappings { uids: uids.to_vec(), gids: gids.to_vec() });
+            let request = Request { users, ..sandbox(json!({}), own_namespaces()) };
+            Plan::judge(request, &Config::default()).map(|plan| plan.user_namespace)
+        };
+        let (users, groups) = (mapping(0, 65_536, 65_536), mapping(0, 131_072, 10));
+        let range = |first, size| Some(IdRange { first, size });
+        let asked = UserNamespace { users: range(65_536, 65_536), groups: range(131_072, 10) };
+        assert_eq!(planned(&[users], &[groups]).unwrap(), Some(asked));
+        for bad in [
+            vec![],
+            vec![users, users],
+            vec![mapping(1, 65_536, 5)],
+            vec![mapping(0, 0, 5)],
+            vec![mapping(0, 5, 0)],
+        ] {
+            let error = planned(&bad, &[groups]).unwrap_err().to_string();
+            assert!(error.contains("the users of the pod's user namespace"), "{error}");
+            planned(&[users], &bad).unwrap_err();
+        }
     }
 
     #[test]

@@ -6,13 +6,14 @@ use std::path::{Path, PathBuf};
 use oci_spec::runtime::Spec;
 use ravelin_policy::{SandboxResources, SandboxView};
 
-use crate::cri::{LinuxContainerResources, NamespaceMode, PodSandboxConfig};
+use crate::cri::{IdMapping, LinuxContainerResources, NamespaceMode, PodSandboxConfig};
+use crate::error::TaskError;
 use crate::spec;
 
 /// Sysctls that containerd 2.x sets for a pause container unless the pod sets them: low ports and pings need no
 /// privileges in a network namespace of one's own.
-const SYSCTLS: [(&str, &str); 2] =
-    [("net.ipv4.ip_unprivileged_port_start", "0"), ("net.ipv4.ping_group_range", "0 2147483647")];
+const SYSCTLS: [(&str, &str); 2] = [("net.ipv4.ip_unprivileged_port_start", "0"), (PING, "0 2147483647")];
+const PING: &str = "net.ipv4.ping_group_range";
 
 /// A sandbox as it is asked for.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -33,6 +34,17 @@ pub struct Request {
     pub cgroups_path: Option<String>,
     /// Sysctls for its namespaces.
     pub sysctls: HashMap<String, String>,
+    /// Users and groups of its own; none for the node's.
+    pub users: Option<IdMappings>,
+}
+
+/// The users and groups of a user namespace, in ranges of ids.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct IdMappings {
+    /// Users.
+    pub uids: Vec<IdMapping>,
+    /// Groups.
+    pub gids: Vec<IdMapping>,
 }
 
 impl Request {
@@ -48,22 +60,38 @@ impl Request {
             netns: spec::network_namespace(spec),
             cgroups_path: spec::cgroups_path(spec),
             sysctls: spec::sysctls(spec),
+            users: spec::id_mappings(spec).map(|(uids, gids)| IdMappings { uids, gids }),
         }
     }
 
     /// As the sandbox API asks for it: in CRI's words, with the network namespace beside them.
-    #[must_use]
-    pub fn from_cri(sandbox_id: &str, netns: &str, config: &PodSandboxConfig) -> Self {
+    ///
+    /// # Errors
+    /// For a user namespace that is neither the pod's nor the node's, which containerd refuses where it writes a spec.
+    pub fn from_cri(sandbox_id: &str, netns: &str, config: &PodSandboxConfig) -> Result<Self, TaskError> {
         let linux = config.linux.clone().unwrap_or_default();
         let security = linux.security_context.unwrap_or_default();
         let namespaces = security.namespace_options.unwrap_or_default();
         let of_the_node = |mode: i32| mode == NamespaceMode::Node as i32;
+        let users = namespaces.userns_options.filter(|users| !of_the_node(users.mode));
+        if let Some(users) = &users
+            && users.mode != NamespaceMode::Pod as i32
+        {
+            return Err(TaskError::InvalidArgument(format!(
+                "unsupported user namespace mode: {:?}",
+                users.mode()
+            )));
+        }
         let mut sysctls = linux.sysctls;
         for (name, value) in SYSCTLS {
+            // The groups that may ping must all be the pod's own.
+            if users.is_some() && name == PING {
+                continue;
+            }
             sysctls.entry(name.to_owned()).or_insert_with(|| value.to_owned());
         }
         let host_network = of_the_node(namespaces.network);
-        Self {
+        Ok(Self {
             sandbox_id: sandbox_id.to_owned(),
             pod_uid: config.metadata.as_ref().map(|names| names.uid.clone()).unwrap_or_default(),
             view: SandboxView {
@@ -77,7 +105,8 @@ impl Request {
             netns: (!netns.is_empty() && !host_network).then(|| netns.into()),
             cgroups_path: cgroups_path(&linux.cgroup_parent, sandbox_id),
             sysctls,
-        }
+            users: users.map(|users| IdMappings { uids: users.uids, gids: users.gids }),
+        })
     }
 }
 
@@ -104,6 +133,7 @@ mod tests {
     use super::*;
     use crate::cri::{
         LinuxPodSandboxConfig, LinuxSandboxSecurityContext, NamespaceOption, PodSandboxMetadata,
+        UserNamespace,
     };
     use serde_json::json;
 
@@ -113,6 +143,7 @@ mod tests {
             network: network.into(),
             pid: NamespaceMode::Container.into(),
             ipc: ipc.into(),
+            userns_options: None,
         };
         let mut config = PodSandboxConfig {
             metadata: Some(PodSandboxMetadata { uid: "u-1".into() }),
@@ -149,16 +180,44 @@ mod tests {
             }
         }))
         .unwrap();
-        let by_cri = Request::from_cri("abc", "/var/run/netns/cni-1", &config);
+        let by_cri = Request::from_cri("abc", "/var/run/netns/cni-1", &config).unwrap();
         assert_eq!(by_cri, Request::from_spec("abc", &spec));
         assert!(by_cri.view.host_ipc && !by_cri.view.host_network);
 
         let security = config.linux.as_mut().unwrap().security_context.as_mut().unwrap();
+        let mapping = IdMapping { host_id: 65_536, container_id: 0, length: 65_536 };
+        let mut users = UserNamespace { mode: 0, uids: vec![mapping], gids: vec![mapping] };
+        let options = security.namespace_options.as_mut().unwrap();
+        options.userns_options = Some(users.clone());
+        let mut spec = serde_json::to_value(&spec).unwrap();
+        let json = json!([{ "containerID": 0, "hostID": 65_536, "size": 65_536 }]);
+        spec["linux"]["namespaces"].as_array_mut().unwrap().push(json!({ "type": "user", "path": "/x" }));
+        spec["linux"]["uidMappings"] = json.clone();
+        spec["linux"]["gidMappings"] = json;
+        let spec = serde_json::from_value(spec).unwrap();
+        let by_cri = Request::from_cri("abc", "/var/run/netns/cni-1", &config).unwrap();
+        assert_eq!(by_cri, Request::from_spec("abc", &spec));
+        assert_eq!(by_cri.users, Some(IdMappings { uids: vec![mapping], gids: vec![mapping] }));
+        for mode in [NamespaceMode::Container, NamespaceMode::Target] {
+            users.mode = mode.into();
+            let security = config.linux.as_mut().unwrap().security_context.as_mut().unwrap();
+            security.namespace_options.as_mut().unwrap().userns_options = Some(users.clone());
+            let refused = Request::from_cri("abc", "", &config).unwrap_err().to_string();
+            assert!(refused.contains(&format!("unsupported user namespace mode: {mode:?}")), "{refused}");
+        }
+        users.mode = NamespaceMode::Node.into();
+        let linux = config.linux.as_mut().unwrap();
+        linux.sysctls.clear();
+        let security = linux.security_context.as_mut().unwrap();
+        security.namespace_options.as_mut().unwrap().userns_options = Some(users);
+        let by_cri = Request::from_cri("abc", "/var/run/netns/cni-1", &config).unwrap();
+        assert!(by_cri.users.is_none() && by_cri.sysctls.contains_key(PING));
+        let security = config.linux.as_mut().unwrap().security_context.as_mut().unwrap();
         security.privileged = true;
         security.namespace_options = Some(namespace(NamespaceMode::Node, NamespaceMode::Pod));
-        let request = Request::from_cri("abc", "", &config);
+        let request = Request::from_cri("abc", "", &config).unwrap();
         assert!(request.view.privileged && request.view.host_network && request.netns.is_none());
-        assert_eq!(Request::from_cri("abc", "", &PodSandboxConfig::default()).cgroups_path, None);
+        assert_eq!(Request::from_cri("abc", "", &PodSandboxConfig::default()).unwrap().cgroups_path, None);
     }
 
     #[test]

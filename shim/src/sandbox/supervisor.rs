@@ -32,7 +32,7 @@ pub mod deadline {
     /// The guest's answer to such a question.
     pub const PROBE: Duration = Duration::from_secs(8);
     /// The end of a process whose SIGKILL a living guest has acknowledged: it may have to wait for a disk.
-    pub const KILLED: Duration = Duration::from_secs(30);
+    pub const KILLED: Duration = Duration::from_secs(20);
     /// The guest's answer to a question for counters; then the last ones are given.
     pub const COUNTERS: Duration = Duration::from_millis(800);
     /// A guest's silence until it is reported.

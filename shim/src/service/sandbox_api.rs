@@ -85,7 +85,7 @@ impl Service {
         };
         self.check_bundle(&id, &directory)?;
         let plan = || {
-            let request = sandbox::Request::from_cri(&id, &request.netns_path, &config);
+            let request = sandbox::Request::from_cri(&id, &request.netns_path, &config)?;
             let mut plan = Plan::new(request, &self.config)?;
             plan.files = Some(files(&directory, &plan.hostname, &config)?);
             Ok(plan)

@@ -15,7 +15,7 @@ use crate::cgroup::oom;
 use crate::error::{TaskError, bounded};
 use crate::extents::Held;
 use crate::privileges::unrestricted;
-use crate::rootfs::RootfsMount;
+use crate::rootfs::{RootfsMount, maps_ids};
 use crate::sandbox::{ContainerLimits, Pod};
 use crate::spec::{self, PidNamespace};
 use crate::stdio::{Fifos, Io, Paths};
@@ -154,6 +154,7 @@ pub async fn create(
             pid_namespace: pid_namespace.into(),
             pid_target,
             apparmor_policies: policies?,
+            map_layers: maps_ids(&request.rootfs),
         };
         if cancelled.is_cancelled() {
             return Err(called_off(&request.id));

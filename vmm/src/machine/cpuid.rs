@@ -34,16 +34,9 @@ const EXTENDED_ECX_PERFCTR_CORE: u32 = 1 << 23;
 
 /// Turns what KVM supports into the leaves of virtual CPU `id` out of `vcpus`.
 ///
-/// `tsc_deadline` says whether KVM emulates the local APIC's TSC-deadline timer, which KVM does not list by itself.
-///
 /// # Errors
 /// When the list has no room for the levels of the topology.
-pub fn tailor(
-    cpuid: &mut CpuId,
-    id: u8,
-    vcpus: u8,
-    tsc_deadline: bool,
-) -> Result<(), vmm_sys_util::fam::Error> {
+pub fn tailor(cpuid: &mut CpuId, id: u8, vcpus: u8) -> Result<(), vmm_sys_util::fam::Error> {
     complete_topology(cpuid)?;
     let apic_id = u32::from(id);
     let cores = u32::from(vcpus);
@@ -51,7 +44,7 @@ pub fn tailor(
     let core_bits = cores.next_power_of_two().trailing_zeros();
     for entry in cpuid.as_mut_slice() {
         match entry.function {
-            FEATURES => features(entry, apic_id, cores, tsc_deadline),
+            FEATURES => features(entry, apic_id, cores),
             CACHES_INTEL if entry.eax & 0x1f != 0 => {
                 share_cache(entry, cores);
                 entry.eax = (entry.eax & !(0x3f << 26)) | (((1 << core_bits) - 1) << 26);
@@ -86,14 +79,12 @@ pub fn extended_states(cpuid: &CpuId) -> u64 {
     states.filter(|_| has_xsave).map_or(0, |entry| u64::from(entry.edx) << 32 | u64::from(entry.eax))
 }
 
-fn features(entry: &mut kvm_cpuid_entry2, apic_id: u32, cores: u32, tsc_deadline: bool) {
+fn features(entry: &mut kvm_cpuid_entry2, apic_id: u32, cores: u32) {
     // Brand index and flush line size stay; the counts and the id are ours.
     entry.ebx = (entry.ebx & 0xffff) | (cores.next_power_of_two() << 16) | (apic_id << 24);
     entry.ecx &= !(ECX_VMX | ECX_PDCM);
-    entry.ecx |= ECX_HYPERVISOR | ECX_X2APIC;
-    if tsc_deadline {
-        entry.ecx |= ECX_TSC_DEADLINE;
-    }
+    // KVM does not list the last by itself.
+    entry.ecx |= ECX_HYPERVISOR | ECX_X2APIC | ECX_TSC_DEADLINE;
     entry.edx &= !EDX_HTT;
     if cores > 1 {
         entry.edx |= EDX_HTT;
@@ -157,7 +148,7 @@ mod tests {
             ..Default::default()
         };
         let mut cpuid = CpuId::from_entries(&[entry]).unwrap();
-        tailor(&mut cpuid, id, vcpus, true).unwrap();
+        tailor(&mut cpuid, id, vcpus).unwrap();
         cpuid.as_slice()[0]
     }
 
@@ -217,7 +208,7 @@ mod tests {
                     let flags = KVM_CPUID_FLAG_SIGNIFCANT_INDEX;
                     let first = kvm_cpuid_entry2 { function, flags, ..Default::default() };
                     let mut cpuid = CpuId::from_entries(&[first]).unwrap();
-                    tailor(&mut cpuid, id, vcpus, true).unwrap();
+                    tailor(&mut cpuid, id, vcpus).unwrap();
                     let [threads, cores] = cpuid.as_slice() else { panic!("{cpuid:?}") };
                     assert_eq!((threads.index, threads.ebx, threads.ecx), (0, 1, 0x100));
                     assert_eq!((cores.function, cores.index, cores.flags), (function, 1, flags));
@@ -234,7 +225,7 @@ mod tests {
         let entry = |function, index| kvm_cpuid_entry2 { function, index, ..Default::default() };
         let mut cpuid =
             CpuId::from_entries(&[entry(TOPOLOGY, 0), entry(TOPOLOGY, 1), entry(FEATURES, 0)]).unwrap();
-        tailor(&mut cpuid, 0, 2, true).unwrap();
+        tailor(&mut cpuid, 0, 2).unwrap();
         assert_eq!(cpuid.as_slice().len(), 3);
     }
 

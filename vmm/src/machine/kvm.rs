@@ -27,6 +27,8 @@ pub(super) fn open_kvm(fd: OwnedFd) -> Result<Kvm, MachineError> {
         (Cap::ImmediateExit, "immediate exit"),
         (Cap::ExtCpuid, "CPUID control"),
         (Cap::SetTssAddr, "a TSS address"),
+        // The guest has no other timer: there is no PIT, no HPET and no clock that interrupts.
+        (Cap::TscDeadlineTimer, "the local APIC's TSC-deadline timer"),
     ];
     for (capability, name) in needed {
         if !kvm.check_extension(capability) {
@@ -83,8 +85,5 @@ pub(super) fn create_vcpus(kvm: &Kvm, vm: &VmFd, count: u8) -> Result<Vec<VcpuFd
     let supported = kvm
         .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
         .map_err(kvm_error("tell the processor features that it supports"))?;
-    let tsc_deadline = kvm.check_extension(Cap::TscDeadlineTimer);
-    (0..count)
-        .map(|id| vcpu::setup::create(vm, id, count, &supported, tsc_deadline).map_err(MachineError::Vcpu))
-        .collect()
+    (0..count).map(|id| vcpu::setup::create(vm, id, count, &supported).map_err(MachineError::Vcpu)).collect()
 }

@@ -9,6 +9,7 @@ mod kernel;
 mod lifecycle;
 mod resources;
 mod stdio;
+mod user_namespace;
 mod volumes;
 
 use std::path::Path;
@@ -18,7 +19,7 @@ use ravelin_proto::agent as api;
 use tonic::Code;
 
 use crate::held::Held;
-use crate::host::{Client, connect};
+use crate::host::{Client, USER_NAMESPACE, connect};
 
 /// Runs every case whose name contains `CASE`, each in a process of its own, ends with the closing line of Rust's
 /// test runner, and restarts the guest.
@@ -44,6 +45,36 @@ pub fn run() {
                 failed += 1;
             }
         )*};
+    }
+    if USER_NAMESPACE.is_set() {
+        cases!(
+            user_namespace::ids,
+            user_namespace::root_is_nobody_outside,
+            user_namespace::network,
+            user_namespace::dialled,
+            user_namespace::volumes,
+            user_namespace::shared_pids,
+            user_namespace::refused,
+            lifecycle::signals,
+            stdio::output_apart,
+            stdio::standard_input,
+            stdio::terminal,
+            stdio::user_terminal,
+            exec::exec_cases,
+            exec::exec_terminal,
+            exec::exec_attributes,
+            exec::exec_inherits,
+            exec::home,
+            isolation::isolation,
+            isolation::readonly,
+            isolation::tight_seccomp,
+            isolation::users,
+            apparmor::profiles,
+            volumes::volumes,
+            volumes::subpaths,
+            lifecycle::restart,
+        );
+        return end(passed, failed, filtered, begin);
     }
     cases!(
         boot::cgroups_are_delegated,
@@ -112,6 +143,10 @@ pub fn run() {
         lifecycle::half_removed_layer,
         lifecycle::refused_layer,
     );
+    end(passed, failed, filtered, begin);
+}
+
+fn end(passed: u32, failed: u32, filtered: u32, begin: Instant) {
     println!(
         "test result: {}. {passed} passed; {failed} failed; 0 ignored; 0 measured; {filtered} filtered out; finished in {:.2}s",
         if failed == 0 { "ok" } else { "FAILED" },
@@ -151,13 +186,25 @@ async fn keeps_nobody(client: &Client, held: &Held) {
 
 async fn set_up(mut client: Client) {
     resources::a_thread_from_the_start(&client).await;
-    // The loopback interface stands for the pod's: it has an address of zeroes.
-    let interface = api::Interface { name: "lo".into(), mac: vec![0; 6].into(), ..Default::default() };
+    let interface = if USER_NAMESPACE.is_set() {
+        let mac = std::fs::read_to_string("/sys/class/net/dummy0/address").unwrap();
+        let mac: Vec<u8> = mac.trim().split(':').map(|byte| u8::from_str_radix(byte, 16).unwrap()).collect();
+        api::Interface {
+            name: "eth0".into(),
+            mac: mac.into(),
+            addresses: vec!["10.9.8.7/24".into()],
+            mtu: 1400,
+        }
+    } else {
+        // The loopback interface stands for the pod's: it has an address of zeroes.
+        api::Interface { name: "lo".into(), mac: vec![0; 6].into(), ..Default::default() }
+    };
+    let name = interface.name.clone();
     let metric = api::RouteMetric { congestion_control: "cubic".into(), ..Default::default() };
     let route = api::Route {
         family: 4,
         destination: "203.0.113.0/24".into(),
-        device: "lo".into(),
+        device: name.clone(),
         metrics: vec![metric],
         ..Default::default()
     };
@@ -169,21 +216,28 @@ async fn set_up(mut client: Client) {
         sysctls: [("net.ipv4.ip_unprivileged_port_start".to_owned(), "80".to_owned())].into(),
         interfaces: vec![interface],
         routes: vec![route],
+        user_namespace: USER_NAMESPACE.asked(),
         ..Default::default()
     };
-    // The files that it opens on the way, in their order.
-    let files = ["ipv4/ip_unprivileged_port_start", "ipv6/conf/lo/accept_dad"];
-    let [sysctl, accept_dad] = files.map(|file| Held::at(Path::new("/proc/sys/net").join(file)));
-    let controls = Held::at("/proc/sys/net/ipv4/tcp_available_congestion_control");
     let (mut other, copy) = (client.clone(), request.clone());
-    let setting_up = tokio::spawn(async move { other.setup_sandbox(copy).await });
-    for written in [sysctl, accept_dad] {
-        keeps_nobody(&client, &written).await;
-        written.let_write();
-    }
-    keeps_nobody(&client, &controls).await;
-    controls.let_read();
-    let answer = setting_up.await.unwrap().unwrap().into_inner();
+    let setting_up = async move { other.setup_sandbox(copy).await };
+    let answer = if USER_NAMESPACE.is_set() {
+        // Its network namespace has files of its own below /proc/sys.
+        setting_up.await.unwrap().into_inner()
+    } else {
+        // The files that it opens on the way, in their order.
+        let files = ["ipv4/ip_unprivileged_port_start", "ipv6/conf/lo/accept_dad"];
+        let [sysctl, accept_dad] = files.map(|file| Held::at(Path::new("/proc/sys/net").join(file)));
+        let controls = Held::at("/proc/sys/net/ipv4/tcp_available_congestion_control");
+        let setting_up = tokio::spawn(setting_up);
+        for written in [sysctl, accept_dad] {
+            keeps_nobody(&client, &written).await;
+            written.let_write();
+        }
+        keeps_nobody(&client, &controls).await;
+        controls.let_read();
+        setting_up.await.unwrap().unwrap().into_inner()
+    };
     println!("guest kernel {}", answer.kernel_release);
     assert_eq!(client.setup_sandbox(request).await.unwrap_err().code(), Code::FailedPrecondition);
     for (id, offset) in [(1, 0), (2, 64 << 20)] {

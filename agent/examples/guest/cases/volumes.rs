@@ -10,22 +10,22 @@ use tonic::Code;
 use crate::container::Container;
 use crate::host::{Client, spec};
 
-fn file(path: &str, text: &'static str) -> api::VolumeEntry {
+pub fn file(path: &str, text: &'static str) -> api::VolumeEntry {
     let content = Some(api::volume_entry::Content::File(text.as_bytes().into()));
     api::VolumeEntry { path: path.into(), mode: 0o644, uid: 0, gid: 0, content }
 }
 
-fn link(path: &str, to: &str) -> api::VolumeEntry {
+pub fn link(path: &str, to: &str) -> api::VolumeEntry {
     let content = Some(api::volume_entry::Content::Symlink(to.into()));
     api::VolumeEntry { path: path.into(), mode: 0o777, uid: 0, gid: 0, content }
 }
 
-fn pushed(spec_index: u32, volume: &str, sub_path: &str) -> api::MountSource {
+pub fn pushed(spec_index: u32, volume: &str, sub_path: &str) -> api::MountSource {
     let pushed = api::PushedVolume { volume: volume.into(), sub_path: sub_path.into() };
     api::MountSource { spec_index, source: Some(api::mount_source::Source::Pushed(pushed)) }
 }
 
-fn empty_dir(spec_index: u32, name: &str, memory: bool, sub_path: &str) -> api::MountSource {
+pub fn empty_dir(spec_index: u32, name: &str, memory: bool, sub_path: &str) -> api::MountSource {
     let dir = api::EmptyDir {
         name: name.into(),
         mode: 0o2770,
@@ -38,7 +38,7 @@ fn empty_dir(spec_index: u32, name: &str, memory: bool, sub_path: &str) -> api::
     api::MountSource { spec_index, source: Some(api::mount_source::Source::EmptyDir(dir)) }
 }
 
-fn with_binds(mut spec: Value, binds: &[&str]) -> Value {
+pub fn with_binds(mut spec: Value, binds: &[&str]) -> Value {
     for bind in binds {
         let mount = json!({"destination": bind, "type": "bind", "source": "", "options": ["rbind", "rprivate", "rw"]});
         spec["mounts"].as_array_mut().unwrap().push(mount);

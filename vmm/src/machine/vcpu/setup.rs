@@ -53,18 +53,11 @@ pub enum VcpuError {
 ///
 /// # Errors
 /// When KVM refuses.
-pub fn create(
-    vm: &VmFd,
-    id: u8,
-    vcpus: u8,
-    supported: &CpuId,
-    tsc_deadline: bool,
-) -> Result<VcpuFd, VcpuError> {
+pub fn create(vm: &VmFd, id: u8, vcpus: u8, supported: &CpuId) -> Result<VcpuFd, VcpuError> {
     let kvm = |step| move |source| VcpuError::Kvm { id, step, source };
     let vcpu = vm.create_vcpu(u64::from(id)).map_err(kvm("make the state"))?;
     let mut cpuid = supported.clone();
-    cpuid::tailor(&mut cpuid, id, vcpus, tsc_deadline)
-        .map_err(|source| VcpuError::Topology { id, source })?;
+    cpuid::tailor(&mut cpuid, id, vcpus).map_err(|source| VcpuError::Topology { id, source })?;
     vcpu.set_cpuid2(&cpuid).map_err(kvm("set the features"))?;
     enable_states(&vcpu, &cpuid).map_err(kvm("enable the extended states"))?;
     let msr = |index, data| kvm_msr_entry { index, data, ..Default::default() };

@@ -4,7 +4,7 @@ use std::sync::mpsc::{Receiver, channel};
 
 use std::time::Instant;
 
-use kvm_ioctls::{Cap, Kvm, VmFd};
+use kvm_ioctls::{Kvm, VmFd};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::*;
@@ -83,8 +83,7 @@ fn start_with(code: &[u8], in_flight: bool) -> Option<Bench> {
         return skip("no interrupt controllers", &error);
     }
     let supported = kvm.get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES).unwrap();
-    let deadline = kvm.check_extension(Cap::TscDeadlineTimer);
-    let vcpu = match setup::create(&vm, 0, 1, &supported, deadline) {
+    let vcpu = match setup::create(&vm, 0, 1, &supported) {
         Ok(vcpu) => vcpu,
         Err(error) => return skip("no processor", &error),
     };
