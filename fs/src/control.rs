@@ -62,8 +62,22 @@ pub fn request_sockets() -> io::Result<(OwnedFd, OwnedFd)> {
 /// Hands a directory over, at the shim's end: it becomes the folder `number` of what the guest mounts.
 ///
 /// # Errors
-/// When the socket fails, or its read timeout has passed; [`io::ErrorKind::Other`] with the server's sentence when it refuses.
+/// As [`order_volume`] and [`answer`].
 pub fn add_volume(control: impl AsFd, number: u32, read_only: bool, directory: impl AsFd) -> io::Result<()> {
+    order_volume(&control, number, read_only, directory)?;
+    answer(control)
+}
+
+/// The first half of [`add_volume`]: sends the order.
+///
+/// # Errors
+/// When the socket fails, or its write timeout has passed.
+pub fn order_volume(
+    control: impl AsFd,
+    number: u32,
+    read_only: bool,
+    directory: impl AsFd,
+) -> io::Result<()> {
     let numbers = [REQUEST as u32, ADD_VOLUME, number, if read_only { READ_ONLY } else { 0 }];
     let request = numbers.map(u32::to_le_bytes).concat();
     let fds = [directory.as_fd()];
@@ -71,6 +85,15 @@ pub fn add_volume(control: impl AsFd, number: u32, read_only: bool, directory: i
     let mut rights = SendAncillaryBuffer::new(&mut space);
     rights.push(SendAncillaryMessage::ScmRights(&fds));
     retry_on_intr(|| sendmsg(&control, &[IoSlice::new(&request)], &mut rights, SendFlags::NOSIGNAL))?;
+    Ok(())
+}
+
+/// The second half of [`add_volume`]: takes the answer to the oldest order that has none yet. One order that was given up leaves its
+/// answer to be taken before that of the next.
+///
+/// # Errors
+/// When the socket fails, or its read timeout has passed; [`io::ErrorKind::Other`] with the server's sentence when it refuses.
+pub fn answer(control: impl AsFd) -> io::Result<()> {
     let mut bytes = [0; MAX_ANSWER];
     let (_, length) = retry_on_intr(|| recv(&control, &mut bytes, RecvFlags::empty()))?;
     let wrong = || io::Error::new(io::ErrorKind::InvalidData, "the file server gave no proper answer");

@@ -8,3 +8,6 @@ pub mod jail;
 pub mod message;
 pub mod server;
 pub mod worker;
+
+/// Threads of the process: those that answer requests, and the one that serves the shim.
+pub const THREADS: usize = worker::WORKERS + 1;

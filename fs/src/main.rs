@@ -10,6 +10,7 @@ use std::thread::Builder;
 
 use ravelin_fs::control::{self, CONTROL_FD, REQUESTS_FD};
 use ravelin_fs::server::Server;
+use ravelin_fs::worker::WORKERS;
 use ravelin_fs::{jail, message, worker};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::net::sockopt;
@@ -17,8 +18,6 @@ use rustix::net::sockopt;
 const USAGE: &str = "Usage: ravelin-fs | ravelin-fs --version\n\
     Serves a pod's file volumes. Started by containerd-shim-ravelin-v2, with sockets at descriptors 3 and 4.";
 
-/// Requests that are answered at a time: as many may wait for a disk.
-const WORKERS: usize = 4;
 /// Bytes of a worker's stack.
 const STACK: usize = 256 << 10;
 

@@ -15,6 +15,8 @@ use rustix::thread::{UnshareFlags, unshare_unsafe};
 use crate::message::{Buffer, failure};
 use crate::server::Server;
 
+/// Threads that answer requests: as many requests may wait for a disk at a time.
+pub const WORKERS: usize = 4;
 /// How long a thread waits for the next request before it gives back what it holds for one.
 const IDLE: Duration = Duration::from_secs(1);
 /// How often, and after what time, a reply is sent again for which the node has no memory.

@@ -27,6 +27,13 @@ fn the_guest_is_told_what_the_server_can() {
     assert_ne!(flags & abi::init::AUTO_INVAL_DATA, 0);
     assert_eq!(u32_at(&out, 20), 1 << 20);
     assert_eq!(u32_at(&out, 28) & 0xffff, 256);
+    // Of the further flags the one for mounts that map ids, and none to a kernel that knows none.
+    assert_eq!(
+        (flags & abi::init::INIT_EXT, u32_at(&out, 32)),
+        (abi::init::INIT_EXT, abi::init::ALLOW_IDMAP)
+    );
+    let out = fs.ask(op::INIT, 0, &numbers(&[7, 31, 0, !abi::init::INIT_EXT])).unwrap();
+    assert_eq!((u32_at(&out, 12) & abi::init::INIT_EXT, u32_at(&out, 32)), (0, 0));
     // A version before all others, and one that is not known yet.
     assert_eq!(fs.ask(op::INIT, 0, &numbers(&[7, 26, 0, 0])), Err(libc::EPROTO));
     let out = fs.ask(op::INIT, 0, &numbers(&[8, 0, 0, 0])).unwrap();

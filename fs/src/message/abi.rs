@@ -83,6 +83,10 @@ pub mod init {
     pub const MAX_PAGES: u32 = 1 << 22;
     pub const HANDLE_KILLPRIV_V2: u32 = 1 << 28;
     pub const SETXATTR_EXT: u32 = 1 << 29;
+    /// There are further flags, `flags2`.
+    pub const INIT_EXT: u32 = 1 << 30;
+    /// Of `flags2`, where it is bit 40 of all flags.
+    pub const ALLOW_IDMAP: u32 = 1 << 8;
 }
 
 /// `valid` of `fuse_setattr_in`.

@@ -26,11 +26,15 @@ const WANTED: u32 = init::ASYNC_READ
     | init::HANDLE_KILLPRIV_V2
     | init::SETXATTR_EXT;
 
+/// The same of the further flags. With mounts that map ids a pod with a user namespace of its own has its volumes; the guest's
+/// kernel maps, and names a user in those requests alone that make a file.
+const WANTED_TOO: u32 = init::ALLOW_IDMAP;
+
 /// Requests that the guest's kernel may have under way for nobody in particular, and from how many on it reads ahead less.
 const MAX_BACKGROUND: u16 = 64;
 const CONGESTION_THRESHOLD: u16 = 48;
 /// Length of `fuse_init_out` behind what is set here.
-const INIT_OUT_REST: usize = 32;
+const INIT_OUT_REST: usize = 28;
 
 impl Server {
     /// `FUSE_INIT`: a mount begins.
@@ -43,11 +47,16 @@ impl Server {
         if major > abi::KERNEL_VERSION {
             // A newer kernel asks again in this version.
             reply.put_u32(&[abi::KERNEL_VERSION, abi::KERNEL_MINOR_VERSION])?;
-            return reply.put_zeros(16 + INIT_OUT_REST + 8);
+            return reply.put_zeros(20 + INIT_OUT_REST + 8);
         }
         // What an earlier mount knew is nobody's any more.
         self.destroy()?;
-        let agreed = flags & WANTED;
+        // Kernels that know no further flags send none.
+        let further = if flags & init::INIT_EXT == 0 { 0 } else { body.u32()? & WANTED_TOO };
+        let mut agreed = flags & WANTED;
+        if further != 0 {
+            agreed |= init::INIT_EXT;
+        }
         self.agreed.store(agreed, Ordering::Relaxed);
         let data = reply.max_data();
         let pages = u16::try_from(data / abi::PAGE).unwrap_or(1);
@@ -57,7 +66,9 @@ impl Server {
         // Times are in nanoseconds.
         reply.put_u32(&[u32::try_from(data).unwrap_or(0), 1])?;
         reply.put(&pages.to_le_bytes())?;
-        reply.put_zeros(2 + INIT_OUT_REST)
+        reply.put_zeros(2)?;
+        reply.put_u32(&[further])?;
+        reply.put_zeros(INIT_OUT_REST)
     }
 
     /// `FUSE_DESTROY`: a mount ends.

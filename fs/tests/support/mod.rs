@@ -115,7 +115,7 @@ impl Fs {
     }
 
     pub fn init(&mut self) -> Vec<u8> {
-        let body = numbers(&[7, 41, 131_072, u32::MAX, 0]);
+        let body = numbers(&[7, 41, 131_072, u32::MAX, u32::MAX]);
         self.ask(op::INIT, 0, &[&body[..], &[0; 44]].concat()).unwrap()
     }
 
