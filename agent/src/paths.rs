@@ -12,6 +12,8 @@ pub const BLOCK_VOLUMES: &str = "/run/ravelin/block";
 pub const SCRATCH: &str = "/run/ravelin/scratch";
 /// Volumes whose content the host pushes.
 pub const VOLUMES: &str = "/run/ravelin/volumes";
+/// File volumes, each a folder with its number for a name; mounted when the first is used.
+pub const FILE_VOLUMES: &str = "/run/ravelin/files";
 /// emptyDir volumes in which containers see each other's mounts, each a shared mount.
 pub const SHARED_DIRS: &str = "/run/ravelin/shared";
 /// emptyDir volumes in memory.

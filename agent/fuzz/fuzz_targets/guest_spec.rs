@@ -40,7 +40,9 @@ fuzz_mutator!(|data: &mut [u8], size: usize, max_size: usize, seed: u32| {
 
 fuzz_target!(|text: &[u8]| {
     let Ok(node) = serde_json::from_slice::<Spec>(text) else { return };
-    let behind = |(index, path): (usize, &str)| (index, Source { path: path.into(), readonly: index == 1 });
+    let behind = |(index, path): (usize, &str)| {
+        (index, Source { path: path.into(), readonly: index == 1, nodev: index == 2 })
+    };
     let sources: BTreeMap<_, _> = [(1, "/run/volumes/v"), (2, "/run/emptydir/e")].map(behind).into();
     let fuse = r#"{"path": "/dev/fuse", "type": "c", "major": 10, "minor": 229}"#;
     // As often in a pod with a user namespace as in one without.

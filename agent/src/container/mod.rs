@@ -6,6 +6,7 @@ mod create;
 mod destinations;
 pub mod devices;
 mod exec;
+mod file_volumes;
 mod limits;
 mod mount_options;
 pub mod mounts;

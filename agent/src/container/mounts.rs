@@ -1,4 +1,4 @@
-//! What stands behind a container's mounts: pushed volumes, emptyDirs, the pod's shared memory.
+//! What stands behind a container's mounts: pushed volumes, emptyDirs, file volumes, the pod's shared memory.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -17,6 +17,7 @@ use rustix::mount::{
     mount_change, move_mount, open_tree, unmount,
 };
 
+use super::file_volumes;
 use super::mount_options::{self, Propagation};
 use crate::error::{AgentError, Attempt, Result};
 use crate::namespaces::{Namespaces, map_ids};
@@ -31,6 +32,8 @@ pub struct Source {
     pub path: PathBuf,
     /// The container must not write it, whatever its spec says: the agent itself keeps its content.
     pub readonly: bool,
+    /// Device files in it are not the guest's, whatever the spec says.
+    pub nodev: bool,
 }
 
 /// Finds or makes what each source names, for the spec's `mounts`; answers by index in them.
@@ -49,6 +52,7 @@ pub fn resolve(
     let mut resolved = BTreeMap::new();
     for source in sources {
         let index = usize::try_from(source.spec_index).unwrap_or(usize::MAX);
+        let mut nodev = false;
         let (mut path, readonly) = match &source.source {
             Some(api::mount_source::Source::Pushed(pushed)) => {
                 let volume = volumes::find(Path::new(paths::VOLUMES), &pushed.volume)?;
@@ -58,6 +62,11 @@ pub fn resolve(
             Some(api::mount_source::Source::EmptyDir(dir)) => {
                 let wanted = mounts.get(index).map(mount_options::propagation).unwrap_or_default();
                 (use_empty_dir(id, index, dir, wanted)?, false)
+            }
+            Some(api::mount_source::Source::FileVolume(volume)) => {
+                nodev = true;
+                let whole = file_volumes::find(volume.number)?;
+                (sub_path(id, index, whole, &volume.sub_path, false)?, false)
             }
             Some(api::mount_source::Source::Shm(_)) => (PathBuf::from(paths::SHM), false),
             Some(api::mount_source::Source::OwnDirectory(_)) => {
@@ -75,7 +84,7 @@ pub fn resolve(
         {
             path = with_the_pods_users(id, index, &path, namespaces)?;
         }
-        if resolved.insert(index, Source { path, readonly }).is_some() {
+        if resolved.insert(index, Source { path, readonly, nodev }).is_some() {
             return Err(AgentError::Invalid(format!("mount {index} of container {id} has two sources")));
         }
     }

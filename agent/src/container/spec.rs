@@ -270,6 +270,10 @@ fn complete_mounts(node: &[Mount], guest: &Guest<'_>) -> Result<Vec<Mount>> {
                     options.retain(|option| option != "rw" && option != "rrw");
                     options.push("ro".to_owned());
                 }
+                if source.nodev {
+                    options.retain(|option| option != "dev" && option != "rdev");
+                    options.push("nodev".to_owned());
+                }
             }
             None if is_bind(asked) => {
                 let destination = asked.destination().display();

@@ -22,14 +22,18 @@ fn parse(text: &str) -> Spec {
 }
 
 fn complete_with(spec: Spec, sources: &[(usize, &str)]) -> Result<Completed> {
-    let sources =
-        sources.iter().map(|(index, path)| (*index, Source { path: path.into(), readonly: true })).collect();
+    let source =
+        |(index, path): &(usize, &str)| (*index, Source { path: path.into(), readonly: true, nodev: false });
+    complete_from(&spec, &sources.iter().map(source).collect())
+}
+
+fn complete_from(spec: &Spec, sources: &BTreeMap<usize, Source>) -> Result<Completed> {
     complete(
-        &spec,
+        spec,
         &Guest {
             id: "c1",
             rootfs: Path::new("/run/rootfs"),
-            sources: &sources,
+            sources,
             pid_namespace: None,
             ids: None,
             terminal: false,
@@ -56,6 +60,21 @@ fn a_container_joins_the_pods_namespaces_and_has_its_own_mounts() {
     assert!(done.spec.hostname().is_none());
     assert_eq!(done.spec.root().as_ref().unwrap().path(), Path::new("/run/rootfs"));
     assert_eq!(done.spec.root().as_ref().unwrap().readonly(), Some(true));
+}
+
+#[test]
+fn device_files_in_a_file_volume_are_none_of_the_guests_whatever_the_spec_says() {
+    let options = |asked: &str, nodev: bool| {
+        let mut spec = parse(SPEC);
+        spec.mounts_mut().as_mut().unwrap()[1]
+            .set_options(Some(["rbind", asked].map(str::to_owned).to_vec()));
+        let source = Source { path: "/v".into(), readonly: false, nodev };
+        let done = complete_from(&spec, &BTreeMap::from([(1, source)])).unwrap();
+        done.spec.mounts().as_ref().unwrap()[1].options().clone().unwrap()
+    };
+    assert_eq!(options("dev", true), ["rbind", "nodev"]);
+    assert_eq!(options("ro", true), ["rbind", "ro", "nodev"]);
+    assert_eq!(options("dev", false), ["rbind", "dev"]);
 }
 
 #[test]
