@@ -1,13 +1,12 @@
 //! The refusal of what a pod may not ask for.
 
+use serde::de::IgnoredAny;
+
 use crate::capability::addable;
-use crate::config::{PolicyConfig, Resolved};
+use crate::config::{Mode, PolicyConfig, Resolved};
 use crate::pod::{Claim, Claims, Container, Pod, PodSpec, Volume};
 use crate::refusal::{ContainerViolation, HostField, Refusal, VolumeProblem, VolumeViolation};
 use crate::view::{ContainerView, SandboxView};
-
-/// The CSI driver whose volumes Fargate mounts.
-const FARGATE_CSI_DRIVER: &str = "efs.csi.aws.com";
 
 /// Judges a whole pod. `claims` holds the persistent volume claims of the pod's namespace.
 ///
@@ -23,7 +22,7 @@ pub fn check_pod(pod: &Pod, claims: &Claims, config: &PolicyConfig) -> Result<()
             .volumes
             .iter()
             .filter_map(|volume| {
-                let problem = volume_problem(volume, claims)?;
+                let problem = volume_problem(volume, claims, config)?;
                 Some(VolumeViolation { volume: volume.name.clone(), problem })
             })
             .collect(),
@@ -113,18 +112,33 @@ fn container_violation(container: &Container, allow: Resolved) -> ContainerViola
     }
 }
 
-fn volume_problem(volume: &Volume, claims: &Claims) -> Option<VolumeProblem> {
-    if volume.other.values().any(Option::is_some) {
+fn volume_problem(volume: &Volume, claims: &Claims, config: &PolicyConfig) -> Option<VolumeProblem> {
+    let guest = config.mode == Mode::Guest;
+    // What the kubelet mounts for the pod; an image's files are containerd's to mount, and not brought into the guest yet.
+    let refused =
+        |(kind, source): (&String, &Option<IgnoredAny>)| source.is_some() && (!guest || kind == "image");
+    let host_path = volume.host_path.as_ref().is_some_and(|host| config.host_path(&host.path).is_none());
+    let inline = volume
+        .csi
+        .as_ref()
+        .is_some_and(|csi| !config.resolve().inline_csi || !config.mounts_driver(&csi.driver));
+    if host_path || inline || volume.other.iter().any(refused) {
         return Some(VolumeProblem::Type);
     }
     let claim = volume.persistent_volume_claim.as_ref()?.claim_name.clone();
     match claims.get(&claim) {
         None => Some(VolumeProblem::ClaimNotFound { claim }),
         Some(Claim::Pending) => Some(VolumeProblem::ClaimNotBound { claim }),
-        Some(Claim::Bound { driver: Some(driver), .. }) if driver == FARGATE_CSI_DRIVER => None,
-        Some(Claim::Bound { volume, driver }) => {
-            Some(VolumeProblem::InvalidVolume { claim, volume: volume.clone(), driver: driver.clone() })
+        Some(Claim::Bound { driver, .. })
+            if guest || driver.as_ref().is_some_and(|driver| config.mounts_driver(driver)) =>
+        {
+            None
         }
+        Some(Claim::Bound { volume, driver }) => Some(VolumeProblem::InvalidVolume {
+            claim: Some(claim),
+            volume: volume.clone(),
+            driver: driver.clone(),
+        }),
     }
 }
 

@@ -2,14 +2,32 @@
 
 use serde::Deserialize;
 
+use crate::file_volumes::HostPath;
+
 /// What pods may ask for.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct PolicyConfig {
     /// The base on which [`PolicyConfig::allow`] makes exceptions.
     pub mode: Mode,
     /// Exceptions, item by item.
     pub allow: Allow,
+    /// CSI drivers whose volumes are mounted in mode `fargate`; `*` stands for any. Mode `guest` mounts those of all.
+    pub csi_drivers: Vec<String>,
+    /// Directories of the node that pods may mount, in mode `guest` only.
+    pub host_paths: Vec<HostPath>,
+}
+
+impl Default for PolicyConfig {
+    fn default() -> Self {
+        Self {
+            mode: Mode::default(),
+            allow: Allow::default(),
+            // What Fargate mounts.
+            csi_drivers: vec!["efs.csi.aws.com".to_owned()],
+            host_paths: Vec::new(),
+        }
+    }
 }
 
 /// A set of answers for every item.
@@ -19,8 +37,8 @@ pub enum Mode {
     /// Refuse what AWS EKS Fargate refuses.
     #[default]
     Fargate,
-    /// Host namespaces, privilege, capabilities and host ports are granted, and mean the guest's. Volumes from the
-    /// host's file system are still refused.
+    /// Host namespaces, privilege, capabilities and host ports are granted, and mean the guest's; so are all volumes that the
+    /// kubelet mounts for a pod. Paths of the host are still refused, but for those that are listed.
     Guest,
 }
 
@@ -41,6 +59,8 @@ pub struct Allow {
     pub privileged: Option<bool>,
     /// Capabilities beyond the default set.
     pub capabilities: Option<bool>,
+    /// CSI volumes that the pod's own spec describes (inline, ephemeral ones).
+    pub inline_csi: Option<bool>,
 }
 
 impl PolicyConfig {
@@ -56,6 +76,7 @@ impl PolicyConfig {
             privilege_escalation: base,
             capabilities: allow.capabilities.unwrap_or(base),
             host_ports: base,
+            inline_csi: allow.inline_csi.unwrap_or(base),
         }
     }
 }
@@ -71,4 +92,5 @@ pub(crate) struct Resolved {
     pub privilege_escalation: bool,
     pub capabilities: bool,
     pub host_ports: bool,
+    pub inline_csi: bool,
 }

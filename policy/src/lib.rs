@@ -12,6 +12,7 @@
 mod capability;
 mod check;
 mod config;
+mod file_volumes;
 mod pod;
 mod quantity;
 mod refusal;
@@ -22,9 +23,10 @@ mod volumes;
 pub use capability::{DEFAULT_CAPABILITIES, addable};
 pub use check::{check_container, check_pod, check_sandbox};
 pub use config::{Allow, Mode, PolicyConfig};
+pub use file_volumes::{CSI_PLUGIN, CsiRecord, HostPath};
 pub use pod::{
-    Capabilities, Claim, ClaimSource, Claims, Container, ContainerPort, Pod, PodSpec, ResourceRequirements,
-    SecurityContext, Volume,
+    Capabilities, Claim, ClaimSource, Claims, Container, ContainerPort, CsiSource, HostPathSource, Pod,
+    PodSpec, ResourceRequirements, SecurityContext, Volume,
 };
 pub use quantity::{ParseQuantityError, Quantity};
 pub use refusal::{ContainerViolation, HostField, Refusal, VolumeProblem, VolumeViolation};
@@ -35,4 +37,5 @@ pub use sizing::{
 pub use view::{ContainerView, SandboxView};
 pub use volumes::{
     PodIdentity, PushedKind, Roots, SANDBOX_CONTROLLER, Unsupported, VolumeKind, classify, missing_root,
+    volume_directory,
 };

@@ -78,6 +78,10 @@ pub struct Volume {
     pub nfs: Option<IgnoredAny>,
     /// `persistentVolumeClaim`.
     pub persistent_volume_claim: Option<ClaimSource>,
+    /// `hostPath`.
+    pub host_path: Option<HostPathSource>,
+    /// `csi`, an inline volume.
+    pub csi: Option<CsiSource>,
     /// Every other source, by its field's name.
     #[serde(flatten)]
     pub other: BTreeMap<String, Option<IgnoredAny>>,
@@ -90,6 +94,24 @@ pub struct ClaimSource {
     /// `claimName`.
     #[serde(deserialize_with = "null_is_absent")]
     pub claim_name: String,
+}
+
+/// A volume's `hostPath`.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct HostPathSource {
+    /// `path`.
+    #[serde(deserialize_with = "null_is_absent")]
+    pub path: String,
+}
+
+/// A volume's `csi`.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct CsiSource {
+    /// `driver`.
+    #[serde(deserialize_with = "null_is_absent")]
+    pub driver: String,
 }
 
 /// What is known about the persistent volume claims of the pod's namespace, by name.

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::config::Mode;
+
 /// Everything about a pod that is not supported; never empty when returned as an error.
 ///
 /// Its `Display` is the message AWS EKS Fargate's scheduler writes into the pod's events.
@@ -54,16 +56,21 @@ pub enum VolumeProblem {
     },
     /// Its claim is bound to a volume of an unsupported driver.
     InvalidVolume {
-        /// The claim's name.
-        claim: String,
+        /// The claim's name; a runtime is not told it.
+        claim: Option<String>,
         /// The persistent volume's name.
         volume: String,
         /// The persistent volume's CSI driver, if it has one.
         driver: Option<String>,
     },
+    /// A kind of volume that mode `fargate` does not grant; Ravelin's own addition to the grammar.
+    Mode {
+        /// Kubernetes's volume plugin, such as `kubernetes.io/nfs`.
+        plugin: String,
+    },
     /// A kind of volume that this version does not bring into the guest; Ravelin's own addition to the grammar.
     NotYet {
-        /// Kubernetes's volume plugin, such as `kubernetes.io/nfs`.
+        /// Kubernetes's volume plugin, such as `kubernetes.io/image`.
         plugin: String,
     },
 }
@@ -85,7 +92,25 @@ impl Refusal {
 
     /// A way around that the message does not tell, in Ravelin's words; to be shown beside the message, which stays Fargate's.
     #[must_use]
-    pub fn way_around(&self) -> Option<&'static str> {
+    pub fn way_around(&self, mode: Mode) -> Option<&'static str> {
+        let problem = |wanted: fn(&VolumeViolation) -> bool| self.volumes.iter().any(wanted);
+        if problem(|refused| matches!(refused.problem, VolumeProblem::InvalidVolume { driver: Some(_), .. }))
+        {
+            return Some(
+                "csi_drivers in [policy] of ravelin.toml lists the drivers whose volumes are mounted",
+            );
+        }
+        if problem(|refused| matches!(refused.problem, VolumeProblem::Mode { .. })) {
+            return Some("mode = \"guest\" in [policy] of ravelin.toml mounts them");
+        }
+        let host_path = |refused: &VolumeViolation| {
+            refused.problem == VolumeProblem::Type && refused.volume.starts_with('/')
+        };
+        if mode == Mode::Guest && problem(host_path) {
+            return Some(
+                "host_paths in [policy] of ravelin.toml lists the directories of the node that pods may mount",
+            );
+        }
         let Self { fields, volumes, containers, ports: false } = self else { return None };
         let [ContainerViolation { capabilities, privilege_escalation: false, privileged: false }] =
             containers.as_slice()
@@ -165,9 +190,16 @@ impl fmt::Display for VolumeViolation {
                 write!(f, "{volume} not supported because: PVC {claim} not bound")
             }
             VolumeProblem::InvalidVolume { claim, volume: bound, driver } => {
-                write!(f, "{volume} not supported because: PVC {claim} bound to invalid PV {bound}")?;
+                let claim = claim.iter().map(|claim| format!(" {claim}")).collect::<String>();
+                write!(f, "{volume} not supported because: PVC{claim} bound to invalid PV {bound}")?;
                 // What Fargate says of a volume without a driver is not known: the sentence ends before it.
                 driver.as_ref().map_or(Ok(()), |driver| write!(f, " with CSI Driver: {driver}"))
+            }
+            VolumeProblem::Mode { plugin } => {
+                write!(
+                    f,
+                    "{volume} not supported because: volumes of {plugin} are not supported in mode fargate"
+                )
             }
             VolumeProblem::NotYet { plugin } => {
                 write!(f, "{volume} not supported because: volumes of {plugin} are not supported yet")

@@ -9,6 +9,8 @@
 
 use serde::Deserialize;
 
+use crate::config::PolicyConfig;
+use crate::file_volumes::{CSI_PLUGIN, CsiRecord};
 use crate::refusal::{VolumeProblem, VolumeViolation};
 
 /// Directories under which the kubelet and containerd keep what they make for pods.
@@ -73,6 +75,14 @@ pub enum VolumeKind {
     /// A directory that containerd made for a `VOLUME` of the image, one for each container. The image's own directory
     /// under the container's writable layer does the same.
     ImageDeclared,
+    /// A directory that the kubelet has made or mounted for the pod: it is served to the guest, if the policy grants it
+    /// ([`VolumeKind::violation`]).
+    File {
+        /// Kubernetes's volume plugin, such as `kubernetes.io/csi`.
+        plugin: String,
+        /// The volume's name in the pod; of a claim, its persistent volume's.
+        name: String,
+    },
     /// A kind of volume that this version does not bring into the guest.
     NotYet {
         /// Kubernetes's volume plugin, such as `kubernetes.io/nfs`.
@@ -117,10 +127,17 @@ pub enum Unsupported {
 }
 
 impl VolumeKind {
-    /// The violation that a mount of this kind from `host_path` is, if it is one.
+    /// The violation that a mount of this kind from `host_path` is, if it is one. `csi` is the kubelet's record of a CSI volume.
     #[must_use]
-    pub fn violation(&self, host_path: &str) -> Option<VolumeViolation> {
+    pub fn violation(
+        &self,
+        host_path: &str,
+        csi: Option<&CsiRecord>,
+        policy: &PolicyConfig,
+    ) -> Option<VolumeViolation> {
         match self {
+            Self::File { plugin, name } => policy.file_volume(plugin, name, csi),
+            Self::Unsupported(Unsupported::HostPath) if policy.host_path(host_path).is_some() => None,
             Self::NotYet { plugin, name } => Some(VolumeViolation {
                 volume: name.clone(),
                 problem: VolumeProblem::NotYet { plugin: plugin.clone() },
@@ -186,7 +203,7 @@ pub fn missing_root<'a>(
 }
 
 /// Absolute, without empty, `.` and `..` components, and without NUL.
-fn is_normal(path: &str) -> bool {
+pub(crate) fn is_normal(path: &str) -> bool {
     !path.contains('\0')
         && path
             .strip_prefix('/')
@@ -194,7 +211,7 @@ fn is_normal(path: &str) -> bool {
 }
 
 /// The components of `path` below `root`, or none if it is not below.
-fn below<'a>(path: &'a str, root: &str) -> Option<Vec<&'a str>> {
+pub(crate) fn below<'a>(path: &'a str, root: &str) -> Option<Vec<&'a str>> {
     if !is_normal(root) {
         return None;
     }
@@ -228,15 +245,17 @@ fn kubelet(parts: &[&str], pod: PodIdentity<'_>) -> VolumeKind {
 /// Paths below a pod's `volumes/<plugin>/<name>`.
 fn volume(plugin: &str, name: &str, rest: &[&str]) -> VolumeKind {
     let owned = || name.to_owned();
+    let plugin_name = plugin.replacen('~', "/", 1);
     let kind = match plugin {
         "kubernetes.io~configmap" => PushedKind::ConfigMap,
         "kubernetes.io~secret" => PushedKind::Secret,
         "kubernetes.io~projected" => PushedKind::Projected,
         "kubernetes.io~downward-api" => PushedKind::DownwardApi,
         "kubernetes.io~empty-dir" if rest.is_empty() => return VolumeKind::EmptyDir { name: owned() },
-        // A CSI volume's directory has its mount point inside, under the name `mount`.
-        _ if plugin != "kubernetes.io~empty-dir" && (rest.is_empty() || rest == ["mount"]) => {
-            return VolumeKind::NotYet { plugin: plugin.replacen('~', "/", 1), name: owned() };
+        "kubernetes.io~empty-dir" => return VolumeKind::Unsupported(Unsupported::Internal),
+        // A CSI volume's directory has its mount point inside, beside the kubelet's record of it.
+        _ if rest == volume_directory(&plugin_name) => {
+            return VolumeKind::File { plugin: plugin_name, name: owned() };
         }
         _ => return VolumeKind::Unsupported(Unsupported::Internal),
     };
@@ -245,6 +264,12 @@ fn volume(plugin: &str, name: &str, rest: &[&str]) -> VolumeKind {
     } else {
         VolumeKind::Unsupported(Unsupported::Internal)
     }
+}
+
+/// Where the files are below a volume's own directory, `volumes/<plugin>/<name>`.
+#[must_use]
+pub fn volume_directory(plugin: &str) -> &'static [&'static str] {
+    if plugin == CSI_PLUGIN { &["mount"] } else { &[] }
 }
 
 /// Paths below containerd's root and state directories: the CRI plugin's `sandboxes/<id>/…` and `containers/<id>/…`, the

@@ -25,7 +25,11 @@ fuzz_target!(|text: &str| {
         roots.kubelet.iter().chain(&roots.containerd).any(|root| path.starts_with(&format!("{root}/")));
     assert!(below || (host_ipc && path == "/dev/shm"), "{path:?} is {kind:?}");
     // And what holds a pod's secrets is this pod's.
-    if let VolumeKind::Pushed { .. } | VolumeKind::EmptyDir { .. } | VolumeKind::SubPath { .. } = kind {
+    if let VolumeKind::Pushed { .. }
+    | VolumeKind::EmptyDir { .. }
+    | VolumeKind::SubPath { .. }
+    | VolumeKind::File { .. } = kind
+    {
         let own = |id: &str| !id.is_empty() && path.split('/').any(|part| part == id);
         assert!(own(sandbox_id) || own(pod_uid), "{path:?} is {kind:?} of {pod:?}");
     }

@@ -276,10 +276,10 @@ fn a_debugging_container_is_told_the_way_around_beside_fargates_message() {
         debug.to_string(),
         "Pod not supported on Fargate: invalid SecurityContext fields: Capabilities added: SYS_PTRACE"
     );
-    assert!(debug.way_around().unwrap().contains("--profile=baseline"));
-    assert_eq!(refusal(&["SYS_PTRACE", "NET_ADMIN"], false).way_around(), None);
-    assert_eq!(refusal(&["NET_ADMIN"], false).way_around(), None);
-    assert_eq!(refusal(&[], true).way_around(), None);
+    assert!(debug.way_around(Mode::Fargate).unwrap().contains("--profile=baseline"));
+    assert_eq!(refusal(&["SYS_PTRACE", "NET_ADMIN"], false).way_around(Mode::Fargate), None);
+    assert_eq!(refusal(&["NET_ADMIN"], false).way_around(Mode::Fargate), None);
+    assert_eq!(refusal(&[], true).way_around(Mode::Fargate), None);
 }
 
 #[test]

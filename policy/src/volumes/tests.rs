@@ -16,6 +16,10 @@ fn not_yet(plugin: &str, name: &str) -> VolumeKind {
     VolumeKind::NotYet { plugin: plugin.to_owned(), name: name.to_owned() }
 }
 
+fn file(plugin: &str, name: &str) -> VolumeKind {
+    VolumeKind::File { plugin: plugin.to_owned(), name: name.to_owned() }
+}
+
 #[test]
 fn paths_of_the_kubelet_are_told_apart() {
     let sub = VolumeKind::SubPath { volume: "conf".to_owned(), container: "web".to_owned(), index: 3 };
@@ -28,9 +32,10 @@ fn paths_of_the_kubelet_are_told_apart() {
         ),
         ("volumes/kubernetes.io~downward-api/info", pushed(PushedKind::DownwardApi, "info")),
         ("volumes/kubernetes.io~empty-dir/tmp", VolumeKind::EmptyDir { name: "tmp".to_owned() }),
-        ("volumes/kubernetes.io~nfs/share", not_yet("kubernetes.io/nfs", "share")),
-        ("volumes/kubernetes.io~csi/pvc-1/mount", not_yet("kubernetes.io/csi", "pvc-1")),
-        ("volumes/kubernetes.io~local-volume/pv", not_yet("kubernetes.io/local-volume", "pv")),
+        ("volumes/kubernetes.io~nfs/share", file("kubernetes.io/nfs", "share")),
+        ("volumes/kubernetes.io~csi/pvc-1/mount", file(CSI_PLUGIN, "pvc-1")),
+        ("volumes/kubernetes.io~local-volume/pv", file("kubernetes.io/local-volume", "pv")),
+        ("volumes/example.com~driver/flex", file("example.com/driver", "flex")),
         ("volume-subpaths/conf/web/3", sub),
         ("etc-hosts", pushed(PushedKind::EtcHosts, "hosts")),
         ("containers/web/1a2b3c4d", VolumeKind::TerminationLog),
@@ -88,6 +93,11 @@ fn everything_else_is_refused() {
         (format!("{own}/volumes/kubernetes.io~secret/tls/..data/key"), Internal),
         (format!("{own}/volumes/kubernetes.io~csi/pvc-1/vol_data.json"), Internal),
         (format!("{own}/volumes/kubernetes.io~csi/pvc-1/mount/deep"), Internal),
+        (format!("{own}/volumes/kubernetes.io~csi/pvc-1"), Internal),
+        (format!("{own}/volumes/kubernetes.io~nfs/share/mount"), Internal),
+        (format!("{own}/volumes/kubernetes.io~empty-dir/tmp/mount"), Internal),
+        ("/var/lib/kubelet/pods/other/volumes/kubernetes.io~csi/pvc-1/mount".to_owned(), OtherPod),
+        ("/var/lib/kubelet/plugins/kubernetes.io/csi/x/globalmount".to_owned(), Internal),
         (format!("{own}/volume-subpaths/conf/web"), Internal),
         (format!("{own}/volume-subpaths/conf/web/x"), Internal),
         (format!("{own}/plugins/x"), Internal),
@@ -154,12 +164,17 @@ fn roots_are_configurable() {
 
 #[test]
 fn violations_name_the_volume_or_its_path() {
-    let text = |path: &str| kind(path).violation(path).map(|violation| violation.to_string());
+    let policy = PolicyConfig::default();
+    let text = |path: &str| kind(path).violation(path, None, &policy).map(|violation| violation.to_string());
     assert_eq!(text("/etc").unwrap(), "/etc is of an unsupported volume Type");
     assert_eq!(text("/").unwrap(), "/ is of an unsupported volume Type");
     assert_eq!(
         text(&format!("/var/lib/kubelet/pods/{UID}/volumes/kubernetes.io~nfs/share")).unwrap(),
-        "share not supported because: volumes of kubernetes.io/nfs are not supported yet"
+        "share not supported because: volumes of kubernetes.io/nfs are not supported in mode fargate"
+    );
+    assert_eq!(
+        text("/run/containerd/io.containerd.grpc.v1.cri/image-volumes/sha256-1/x").unwrap(),
+        "sha256-1 not supported because: volumes of kubernetes.io/image are not supported yet"
     );
     assert_eq!(text(&format!("/var/lib/kubelet/pods/{UID}/etc-hosts")), None);
 }

@@ -42,16 +42,16 @@ fuzz_target!(|text: &[u8]| {
     let Ok((mut spec, bounding)) = spec::load_container(SCRATCH.path()) else { return };
     let _ = (spec::kind(&spec), spec::pid_namespace(&spec), spec::devices(&spec));
     let pod = PodIdentity { sandbox_id: "s", pod_uid: "u", host_ipc: false };
-    let roots = Roots::default();
+    let (roots, policy) = (Roots::default(), PolicyConfig::default());
     let mut view = ContainerView::from_spec(&spec, &bounding);
     view.unsupported_volumes.extend(
-        spec::host_mounts(&spec).filter_map(|(_, source)| classify(source, pod, &roots).violation(source)),
+        spec::host_mounts(&spec).filter_map(|(_, source)| classify(source, pod, &roots).violation(source, None, &policy)),
     );
     for (_, source) in spec::host_mounts(&spec) {
         let _ = missing_root(source, pod, &roots);
     }
-    if let Err(refusal) = check_container(&view, &PolicyConfig::default()) {
-        let _ = (refusal.to_string(), refusal.way_around());
+    if let Err(refusal) = check_container(&view, &policy) {
+        let _ = (refusal.to_string(), refusal.way_around(policy.mode));
     }
     let resources = spec.linux().as_ref().and_then(|linux| linux.resources().clone()).unwrap_or_default();
     let limits = ContainerLimits::default().changed_by(&resources).unwrap();
