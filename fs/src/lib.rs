@@ -10,4 +10,4 @@ pub mod server;
 pub mod worker;
 
 /// Threads of the process: those that answer requests, and the one that serves the shim.
-pub const THREADS: usize = worker::WORKERS + 1;
+pub const THREADS: u64 = worker::WORKERS as u64 + 1;

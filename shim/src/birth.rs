@@ -1,30 +1,40 @@
-//! How a machine's process comes to be: by clone3(2), in a process namespace of its own and, on cgroup v2, in the pod's
-//! cgroup from its first instruction on. So nothing that it uses is charged to anyone else, and it need not be
-//! moved later, for which the kernel has all processes of the node wait.
+//! How the processes of a pod, its machine and its file server, come to be: by clone3(2), in a process namespace of their own and, on
+//! cgroup v2, in the pod's cgroup from their first instruction on. So nothing that they use is charged to anyone else, and they need
+//! not be moved later, for which the kernel has all processes of the node wait.
 
 use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr::{self, null_mut};
 
-use ravelin_vmm::control::CONTROL_FD;
 use rustix::io::{fcntl_dupfd_cloexec, retry_on_intr};
 use rustix::pipe::{PipeFlags, pipe_with};
-use rustix::process::{WaitId, WaitIdOptions, waitid};
+use rustix::process::{Signal, WaitId, WaitIdOptions, WaitIdStatus, pidfd_send_signal, waitid};
+use tokio::io::unix::AsyncFd;
+
+/// The first socket's number in the process.
+const FIRST_SOCKET: RawFd = 3;
+const _: () = assert!(ravelin_vmm::control::CONTROL_FD == FIRST_SOCKET);
+const _: () = assert!(ravelin_fs::control::CONTROL_FD == FIRST_SOCKET);
+const _: () = assert!(ravelin_fs::control::REQUESTS_FD == FIRST_SOCKET + 1);
 
 /// What the process holds when it begins; nothing else of the shim's.
-pub(super) struct Inheritance {
+#[derive(Debug)]
+pub struct Inheritance {
     /// Its standard input and output.
     pub null: OwnedFd,
     /// Its standard error.
     pub log: OwnedFd,
-    /// Its descriptor [`CONTROL_FD`].
-    pub control: OwnedFd,
+    /// Its sockets, from the descriptor 3 on.
+    pub sockets: Vec<OwnedFd>,
 }
 
 /// A process that has begun to run its program. Killed when dropped before anyone keeps it: nobody would ever end it.
-pub(super) struct Born {
+#[derive(Debug)]
+pub struct Born {
+    /// Its id.
     pub pid: u32,
+    /// Its descriptor.
     pub pidfd: OwnedFd,
     kept: bool,
 }
@@ -44,9 +54,29 @@ impl Born {
 impl Drop for Born {
     fn drop(&mut self) {
         if !self.kept {
-            super::kill(self.pidfd.as_fd());
+            kill(self.pidfd.as_fd());
             let _ = waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED);
         }
+    }
+}
+
+/// Kills a process; one that has ended already stays as it is.
+pub fn kill(pidfd: BorrowedFd<'_>) {
+    let _ = pidfd_send_signal(pidfd, Signal::KILL);
+}
+
+/// Waits for a child's end, and takes what it leaves.
+///
+/// # Errors
+/// When it cannot be waited for.
+pub async fn reap(child: &AsyncFd<OwnedFd>) -> io::Result<WaitIdStatus> {
+    loop {
+        let mut ready = child.readable().await?;
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
+        if let Some(status) = waitid(WaitId::PidFd(child.get_ref().as_fd()), options)? {
+            return Ok(status);
+        }
+        ready.clear_ready();
     }
 }
 
@@ -55,27 +85,28 @@ impl Drop for Born {
 ///
 /// # Errors
 /// The kernel's refusal to make the process or to run the program.
-pub(super) fn spawn(
+pub fn spawn(
     program: &[CString],
     inheritance: &Inheritance,
     cgroup: Option<BorrowedFd<'_>>,
 ) -> io::Result<Born> {
     let (heard, said) = pipe_with(PipeFlags::CLOEXEC)?;
     // Above all numbers that the child gives them, so that none takes the place of one that is still to be moved.
-    let above = |fd: &OwnedFd| fcntl_dupfd_cloexec(fd, CONTROL_FD + 1);
-    let (null, log, control) =
-        (above(&inheritance.null)?, above(&inheritance.log)?, above(&inheritance.control)?);
+    let end = FIRST_SOCKET + RawFd::try_from(inheritance.sockets.len()).map_err(io::Error::other)?;
+    let above = |fd: &OwnedFd| fcntl_dupfd_cloexec(fd, end);
+    let (null, log) = (above(&inheritance.null)?, above(&inheritance.log)?);
+    let sockets: Vec<OwnedFd> = inheritance.sockets.iter().map(above).collect::<Result<_, _>>()?;
+    let moves: Vec<(RawFd, RawFd)> = [&null, &null, &log]
+        .into_iter()
+        .chain(&sockets)
+        .zip(0..)
+        .map(|(fd, number)| (fd.as_raw_fd(), number))
+        .collect();
     let failure = above(&said)?;
     drop(said);
     let mut arguments: Vec<_> = program.iter().map(|argument| argument.as_ptr()).collect();
     arguments.push(ptr::null());
-    let child = Child {
-        arguments: &arguments,
-        null: null.as_raw_fd(),
-        log: log.as_raw_fd(),
-        control: control.as_raw_fd(),
-        failure: failure.as_raw_fd(),
-    };
+    let child = Child { arguments: &arguments, moves: &moves, end, failure: failure.as_raw_fd() };
     let born = clone(&child, cgroup)?;
     drop(failure);
     // Ends without a word when the program runs.
@@ -92,9 +123,10 @@ pub(super) fn spawn(
 /// All that the child needs, ready to be used without allocating.
 struct Child<'a> {
     arguments: &'a [*const libc::c_char],
-    null: RawFd,
-    log: RawFd,
-    control: RawFd,
+    /// Descriptors, and the numbers that they get.
+    moves: &'a [(RawFd, RawFd)],
+    /// The first number that is none of them.
+    end: RawFd,
     failure: RawFd,
 }
 
@@ -129,7 +161,7 @@ fn clone(child: &Child<'_>, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Born> 
 const INTO_CGROUP: u64 = 1 << 33;
 
 /// The child, until its program runs. The signals of a node that goes down, SIGTERM to all processes at once, are left to
-/// the shim, which ends its machine in order.
+/// the shim, which ends its pod in order.
 ///
 /// It may only make system calls: another thread may have held any lock when the process was copied.
 fn begin(child: &Child<'_>) -> ! {
@@ -144,12 +176,12 @@ fn begin(child: &Child<'_>) -> ! {
         for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP] {
             libc::signal(signal, libc::SIG_IGN);
         }
-        let moves = [(child.null, 0), (child.null, 1), (child.log, 2), (child.control, CONTROL_FD)];
-        if moves.iter().all(|(from, to)| libc::dup2(*from, *to) >= 0) && libc::chdir(c"/".as_ptr()) == 0 {
+        if child.moves.iter().all(|(from, to)| libc::dup2(*from, *to) >= 0) && libc::chdir(c"/".as_ptr()) == 0
+        {
             // Whatever a library may have left open.
             libc::syscall(
                 libc::SYS_close_range,
-                (CONTROL_FD + 1).unsigned_abs(),
+                child.end.unsigned_abs(),
                 u32::MAX,
                 libc::CLOSE_RANGE_CLOEXEC,
             );

@@ -20,6 +20,8 @@ const DEFAULT_PATH: &str = "/etc/ravelin/ravelin.toml";
 pub struct Config {
     /// The machine's process.
     pub vmm: Vmm,
+    /// The file server's process.
+    pub fs: Fs,
     /// What runs in the machine.
     pub guest: Guest,
     /// Disks and caches.
@@ -59,6 +61,20 @@ impl Default for Vmm {
             overhead_mib: 64,
             starts: 0,
         }
+    }
+}
+
+/// `[fs]`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Fs {
+    /// The `ravelin-fs` program.
+    pub path: PathBuf,
+}
+
+impl Default for Fs {
+    fn default() -> Self {
+        Self { path: "/usr/local/libexec/ravelin/ravelin-fs".into() }
     }
 }
 

@@ -11,6 +11,7 @@
 
 pub mod agent;
 pub mod apparmor;
+pub mod birth;
 pub mod cgroup;
 pub mod cli;
 pub mod config;

@@ -15,6 +15,7 @@ mod exec;
 mod failures;
 #[path = "../faults/mod.rs"]
 mod faults;
+mod file_volumes;
 #[path = "../hostile/mod.rs"]
 mod hostile;
 mod images;

@@ -44,6 +44,35 @@ impl Volume {
         Self { path, mounted: true }
     }
 
+    /// A CSI volume of this driver, as its plugin and the kubelet lay it out: the mount point, here a plain directory, and beside it
+    /// the kubelet's record of it.
+    #[track_caller]
+    pub fn csi(pod: &Pod<'_>, name: &str, driver: &str) -> Self {
+        let folder = folder(pod, "csi", name);
+        let path = folder.join("mount");
+        fs::create_dir_all(&path).expect("the volume's folder can be written");
+        let record = format!(
+            r#"{{"attachmentID":"csi-0","driverName":"{driver}","nodeName":"node","specVolID":"{name}","volumeHandle":"h","volumeLifecycleMode":"Persistent"}}"#
+        );
+        fs::write(folder.join("vol_data.json"), record).expect("the volume's folder can be written");
+        Self { path, mounted: false }
+    }
+
+    /// A volume of another of the kubelet's plugins that it only mounts, such as `nfs`.
+    #[track_caller]
+    pub fn of_plugin(pod: &Pod<'_>, plugin: &str, name: &str) -> Self {
+        Self { path: folder(pod, plugin, name), mounted: false }
+    }
+
+    /// A part of a volume, bound as the kubelet does for a `subPath`.
+    #[track_caller]
+    pub fn part(&self, pod: &Pod<'_>, volume: &str, sub_path: &str) -> Self {
+        let path = pod.kubelet_folder().join(format!("volume-subpaths/{volume}/main/0"));
+        fs::create_dir_all(&path).expect("the pod's folder can be made");
+        Run::new("mount").arg("--bind").arg(self.path.join(sub_path)).arg(&path).ok();
+        Self { path, mounted: true }
+    }
+
     /// Replaces the files all at once, as the kubelet's atomic writer does: a new folder, and the link `..data`
     /// renamed over the old one.
     #[track_caller]

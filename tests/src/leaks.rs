@@ -164,7 +164,7 @@ pub(crate) fn of_any_pod() -> Vec<String> {
     let mut left = Vec::new();
     for pid in pids() {
         let line = command_line(pid);
-        let ours = ["containerd-shim-", "ravelin-vmm", "mkfs.erofs", "mkfs.ext4"];
+        let ours = ["containerd-shim-", "ravelin-vmm", "ravelin-fs", "mkfs.erofs", "mkfs.ext4"];
         if ours.iter().any(|program| line.contains(program)) {
             left.push(format!("process {pid}: {line}"));
         }

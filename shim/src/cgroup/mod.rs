@@ -58,7 +58,7 @@ pub struct Limits {
     pub cpu_shares: Option<u64>,
     /// Bytes: the guest's memory and what the machine itself needs.
     pub memory_bytes: Option<u64>,
-    /// Threads that the machine may have. A cgroup without the pids controller leaves that to the machine's own limit.
+    /// Threads that the machine and the file server may have. A cgroup without the pids controller leaves that to the machine's own limit.
     pub threads: Option<u64>,
 }
 
@@ -133,7 +133,7 @@ impl PodCgroup {
     pub fn add(&self, pid: u32) -> Result<(), CgroupError> {
         self.handle()
             .add_task_by_tgid(CgroupPid::from(u64::from(pid)))
-            .map_err(|error| self.failed("put the machine into", &error))
+            .map_err(|error| self.failed("put a process of the pod into", &error))
     }
 
     /// Kills what is left in the cgroup and removes it; may be called again.

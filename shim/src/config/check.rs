@@ -62,6 +62,7 @@ pub(super) fn check(config: &Config) -> Result<(), Problem> {
 fn paths(config: &Config) -> Result<(), Problem> {
     for (key, path) in [
         ("vmm.path", &config.vmm.path),
+        ("fs.path", &config.fs.path),
         ("guest.kernel", &config.guest.kernel),
         ("guest.initramfs", &config.guest.initramfs),
         ("storage.directory", &config.storage.directory),

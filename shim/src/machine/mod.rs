@@ -3,7 +3,6 @@
 //! The machine's process may have been taken over by its guest, so everything it says is bounded and matched against
 //! what was asked, every request has a deadline, and its end is read from its exit status alone.
 
-mod birth;
 mod client;
 mod exit;
 mod files;
@@ -33,6 +32,7 @@ use tokio::net::UnixStream;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use crate::birth::kill;
 use client::Client;
 
 /// Time between the end of the conversation with a machine and the end of its process.
@@ -151,11 +151,6 @@ impl Drop for Inner {
         self.client.close();
         kill(self.pidfd.as_fd());
     }
-}
-
-fn kill(pidfd: BorrowedFd<'_>) {
-    // It may have ended already; then there is nothing to do.
-    let _ = rustix::process::pidfd_send_signal(pidfd, rustix::process::Signal::KILL);
 }
 
 impl Machine {
@@ -279,6 +274,15 @@ impl Machine {
     /// As for [`Machine::add_extent`].
     pub async fn remove_extent(&self, disk: ExtentDisk, offset: u64) -> Result<(), MachineError> {
         self.done("remove an extent", Command::RemoveExtent { disk, offset }, &[], self.inner.deadline).await
+    }
+
+    /// Gives the machine's file device its server, at the other end of `requests`.
+    ///
+    /// # Errors
+    /// The machine's refusal (the device has one that is alive), its silence or its end.
+    pub async fn attach_file_server(&self, requests: impl AsFd) -> Result<(), MachineError> {
+        let fds = [requests.as_fd()];
+        self.done("attach a file server", Command::AttachFileServer, &fds, self.inner.deadline).await
     }
 
     /// Stops the vCPUs.

@@ -7,13 +7,12 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use ravelin_vmm::control::transport;
-use rustix::process::{WaitId, WaitIdOptions, WaitIdStatus, waitid};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
 
-use super::birth::{self, Born, Inheritance};
 use super::{Exit, MachineError, log};
+use crate::birth::{self, Born, Inheritance, reap};
 use crate::cgroup::oom;
 use crate::privileges::unrestricted;
 use crate::state::ProcessRef;
@@ -69,7 +68,7 @@ pub(super) fn prepare(
     let (ours, theirs) = transport::pair().map_err(plumbing("control socket"))?;
     let log = log::log_pipe(&config.sandbox_id, "vmm").map_err(plumbing("log pipe"))?;
     let null = File::options().read(true).write(true).open("/dev/null").map_err(failed)?;
-    let inheritance = Inheritance { null: null.into(), log, control: theirs };
+    let inheritance = Inheritance { null: null.into(), log, sockets: vec![theirs] };
     let line = command_line(config).map_err(failed)?;
     let (sandbox, score) = (config.sandbox_id.clone(), config.oom_score);
     Ok((ours, move || {
@@ -124,16 +123,4 @@ fn command_line(config: &SpawnConfig) -> io::Result<Vec<CString>> {
     }
     line.extend([text(b"--netns")?, text(config.netns.as_os_str().as_bytes())?]);
     Ok(line)
-}
-
-/// Waits for a child's end, and takes what it leaves.
-async fn reap(child: &AsyncFd<OwnedFd>) -> io::Result<WaitIdStatus> {
-    loop {
-        let mut ready = child.readable().await?;
-        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
-        if let Some(status) = waitid(WaitId::PidFd(child.get_ref().as_fd()), options)? {
-            return Ok(status);
-        }
-        ready.clear_ready();
-    }
 }

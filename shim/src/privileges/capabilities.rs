@@ -9,7 +9,7 @@ use rustix::thread::{
 };
 
 /// What is kept, and for what.
-const KEPT: [(CapabilitySet, &str); 10] = [
+const KEPT: [(CapabilitySet, &str); 12] = [
     (
         CapabilitySet::SYS_ADMIN,
         "namespaces, in which the machine and mkfs.erofs confine themselves, and the pod's network",
@@ -23,7 +23,12 @@ const KEPT: [(CapabilitySet, &str); 10] = [
     (CapabilitySet::SETPCAP, "that they give up what they may do"),
     (CapabilitySet::SYS_RESOURCE, "limits and the out-of-memory score of the machine"),
     (CapabilitySet::KILL, "the end of the machine, which is another user's"),
-    (CapabilitySet::CHOWN, "images of layers, which are mkfs.erofs's user's while they are made"),
+    (
+        CapabilitySet::CHOWN,
+        "images of layers, which are mkfs.erofs's user's while they are made, and files that the file server gives away",
+    ),
+    (CapabilitySet::FOWNER, "the file server: modes, times and attributes of all owners' files"),
+    (CapabilitySet::FSETID, "the file server: set-id bits stay where the guest's kernel says that they do"),
     (CapabilitySet::DAC_READ_SEARCH, "volumes and layers, whoever their files belong to"),
     (
         CapabilitySet::DAC_OVERRIDE,

@@ -63,6 +63,7 @@ impl Sandbox {
         }
         if let Some(pod) = self.pod.get() {
             pod.volumes.close();
+            pod.file_server.end().await;
         }
         let resources = std::mem::take(&mut *lock(&self.resources));
         resources.remove().await;

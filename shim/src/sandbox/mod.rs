@@ -4,6 +4,7 @@
 pub mod boot;
 mod clock;
 mod end;
+mod file_server;
 mod files;
 pub mod plan;
 mod pod;

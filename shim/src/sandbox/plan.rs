@@ -135,7 +135,7 @@ impl Plan {
             cpu_period_us: period.unwrap_or(100_000),
             cpu_shares: self.cpu_shares,
             memory_bytes: Some(machine_bytes(self.size.memory_mib, config)),
-            threads: Some(u64::from(self.size.vcpus) + MOST_OTHER_THREADS),
+            threads: Some(u64::from(self.size.vcpus) + MOST_OTHER_THREADS + ravelin_fs::THREADS),
         }
     }
 }

@@ -1,11 +1,13 @@
 //! A pod whose agent answers.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use ravelin_policy::Roots;
 use ravelin_proto::agent::{Empty, event};
 
+use super::file_server::{FileServer, Settings};
 use super::files::PodFiles;
 use super::plan::Plan;
 use super::supervisor::Supervisor;
@@ -41,6 +43,8 @@ pub struct Pod {
     pub layers: LayerStore,
     /// The pod's volumes.
     pub volumes: PodVolumes,
+    /// Who serves its file volumes.
+    pub(super) file_server: Arc<FileServer>,
     /// The next stdio stream's id.
     pub next_stream: AtomicU64,
     next_pid: AtomicU32,
@@ -48,6 +52,13 @@ pub struct Pod {
 
 impl Pod {
     pub(super) fn new(plan: &Plan, config: &Config, agent: Agent, supervisor: Supervisor) -> Self {
+        let settings = Settings {
+            program: config.fs.path.clone(),
+            cgroups_path: plan.cgroups_path.clone(),
+            sandbox_id: plan.sandbox_id.clone(),
+            deadline: config.call_deadline(),
+        };
+        let file_server = Arc::new(FileServer::new(settings, agent.machine().clone()));
         Self {
             sandbox_id: plan.sandbox_id.clone(),
             pod_uid: plan.pod_uid.clone(),
@@ -56,13 +67,16 @@ impl Pod {
             files: plan.files.clone(),
             volumes: PodVolumes::new(
                 Guest::new(agent.client(), config.call_deadline()),
+                Arc::clone(&file_server) as Arc<_>,
                 PodPaths {
                     sandbox_id: plan.sandbox_id.clone(),
                     pod_uid: plan.pod_uid.clone(),
                     host_ipc: plan.host_ipc,
                     roots: config.roots.clone(),
+                    policy: config.policy.clone(),
                 },
             ),
+            file_server,
             extents: Extents::default(),
             layers: LayerStore::new(config.layers_dir(), config.layer_deadline()),
             // 0 means none.

@@ -19,6 +19,7 @@ use crate::rootfs::{RootfsMount, maps_ids};
 use crate::sandbox::{ContainerLimits, Pod};
 use crate::spec::{self, PidNamespace};
 use crate::stdio::{Fifos, Io, Paths};
+use crate::volumes::FileVolumes;
 
 /// What containerd asks for.
 #[derive(Debug)]
@@ -58,21 +59,28 @@ fn pid_namespace(
     }
 }
 
-/// Judges a container by its spec, whose bounding set is written as `bounding`.
+/// Judges a container by its spec, whose bounding set is written as `bounding`, and by what is known of its file volumes.
 ///
 /// # Errors
 /// Everything that is not supported, in one message.
-pub fn judge(spec: &Spec, bounding: &[String], pod: &Pod, policy: &PolicyConfig) -> Result<(), TaskError> {
+pub fn judge(
+    spec: &Spec,
+    bounding: &[String],
+    files: &FileVolumes,
+    pod: &Pod,
+    policy: &PolicyConfig,
+) -> Result<(), TaskError> {
     let identity = PodIdentity { sandbox_id: &pod.sandbox_id, pod_uid: &pod.pod_uid, host_ipc: pod.host_ipc };
     let mut view = ContainerView::from_spec(spec, bounding);
-    view.unsupported_volumes.extend(
-        spec::host_mounts(spec)
-            .filter_map(|(_, source)| classify(source, identity, &pod.roots).violation(source)),
-    );
+    let violation = |source: &str| match files.get(source) {
+        Some(file) => file.violation(source, policy),
+        None => classify(source, identity, &pod.roots).violation(source, None, policy),
+    };
+    view.unsupported_volumes.extend(spec::host_mounts(spec).filter_map(|(_, source)| violation(source)));
     check_container(&view, policy).map_err(|refusal| {
         let missing =
             spec::host_mounts(spec).find_map(|(_, source)| missing_root(source, identity, &pod.roots));
-        let way_around = match (refusal.way_around(), missing) {
+        let way_around = match (refusal.way_around(policy.mode), missing) {
             (Some(way), _) => format!(" ({way})"),
             (None, Some((key, root))) => format!(
                 " (if this node's {key} keeps its files in {root}, name that directory as well in {key} of [roots] in ravelin.toml)"
@@ -106,7 +114,9 @@ pub async fn create(
     cancelled: &CancellationToken,
 ) -> Result<Container, TaskError> {
     let (mut spec, bounding) = spec::load_container(Path::new(&request.bundle)).map_err(TaskError::failed)?;
-    judge(&spec, &bounding, &pod, policy)?;
+    let sources = spec::host_mounts(&spec).map(|(_, source)| source.to_owned()).collect();
+    let files = pod.volumes.look(sources).await.map_err(TaskError::failed)?;
+    judge(&spec, &bounding, &files, &pod, policy)?;
     if let Some(files) = &pod.files {
         files.mount(&mut spec);
     }
@@ -226,7 +236,7 @@ mod tests {
             let mount =
                 json!({ "destination": "/x", "type": "bind", "source": source, "options": ["rbind"] });
             let spec = serde_json::from_value(json!({ "ociVersion": "1.1.0", "mounts": [mount] })).unwrap();
-            judge(&spec, &[], &pod, &PolicyConfig::default()).unwrap_err().to_string()
+            judge(&spec, &[], &FileVolumes::new(), &pod, &PolicyConfig::default()).unwrap_err().to_string()
         };
         let words = "Pod not supported on Fargate: volumes not supported: ";
         let k3s = "/run/k3s/containerd/io.containerd.grpc.v1.cri/sandboxes/s/hostname";

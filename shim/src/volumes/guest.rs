@@ -70,6 +70,11 @@ impl Guest {
         Ok(data)
     }
 
+    /// Time for one volume.
+    pub(super) fn deadline(&self) -> Duration {
+        self.deadline
+    }
+
     async fn within<T>(
         &self,
         path: &str,

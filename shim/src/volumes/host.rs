@@ -17,7 +17,9 @@ const HUGETLBFS_MAGIC: u64 = 0x9584_58f6;
 /// or the path's text, by which it was judged, would prove nothing.
 pub(super) fn open(path: &str, roots: &Roots, flags: OFlags) -> io::Result<File> {
     let below = |root: &String| {
-        let rest = Path::new(path).strip_prefix(root).ok()?.to_owned();
+        let rest = Path::new(path).strip_prefix(root).ok()?;
+        // The root itself.
+        let rest = if rest.as_os_str().is_empty() { Path::new(".") } else { rest }.to_owned();
         Some((PathBuf::from(root), rest))
     };
     let (root, rest) = roots

@@ -2,9 +2,11 @@
 //!
 //! Host paths are judged by [`ravelin_policy::classify`] and opened below the kubelet's and containerd's directories
 //! without following symbolic links. ConfigMaps, secrets, tokens and the pod's files are copied into the guest and
-//! kept in step; emptyDirs live in the guest alone; the termination log is carried back when its container ends.
+//! kept in step; emptyDirs live in the guest alone; the termination log is carried back when its container ends. What the kubelet has
+//! mounted for the pod is served to the guest, where it is.
 //! The guest never names a path of the host.
 
+mod files;
 mod guest;
 mod host;
 mod resolve;
@@ -20,12 +22,14 @@ use std::io;
 use std::sync::{Arc, Mutex};
 
 use oci_spec::runtime::Spec;
-use ravelin_policy::Roots;
+use ravelin_policy::{PodIdentity, PolicyConfig, Roots, VolumeKind, classify};
 use ravelin_proto::agent::MountSource;
 use tokio::task::JoinHandle;
 
-use crate::sync::{Cancelled, lock};
+use crate::error::bounded;
+use crate::sync::{Cancelled, blocking, lock};
 
+pub use files::{Directory, FileVolume, FileVolumes, Identity, Serve};
 pub use guest::Guest;
 use resolve::Resolver;
 use termination::TerminationLog;
@@ -65,6 +69,24 @@ pub enum VolumeError {
         /// The agent's words, bounded.
         message: String,
     },
+    /// The file server did not take the volume.
+    #[error("cannot serve the volume {path} to the pod's machine: {message}")]
+    Serve {
+        /// The host path.
+        path: String,
+        /// Why.
+        message: String,
+    },
+    /// The node did not come to an end with it.
+    #[error(
+        "cannot read the volume {path}: the node had no answer within {seconds} s (does its file system's server, or its disk, respond?)"
+    )]
+    Silent {
+        /// The host path.
+        path: String,
+        /// How long it had.
+        seconds: u64,
+    },
     /// The shim is ending.
     #[error("the work on volumes was cut short")]
     Cancelled(#[from] Cancelled),
@@ -81,6 +103,16 @@ pub struct PodPaths {
     pub host_ipc: bool,
     /// Where the kubelet and containerd keep pods' files.
     pub roots: Roots,
+    /// What the pod may mount of the node.
+    pub policy: PolicyConfig,
+}
+
+impl PodPaths {
+    fn classify(&self, path: &str) -> VolumeKind {
+        let pod =
+            PodIdentity { sandbox_id: &self.sandbox_id, pod_uid: &self.pod_uid, host_ipc: self.host_ipc };
+        classify(path, pod, &self.roots)
+    }
 }
 
 /// The volumes of one pod.
@@ -91,9 +123,9 @@ pub struct PodVolumes {
 }
 
 /// What the watcher shares with requests.
-#[derive(Debug)]
 struct Shared {
     guest: Guest,
+    server: Arc<dyn Serve>,
     paths: PodPaths,
     /// Pushed volumes by host path.
     pushed: Mutex<HashMap<String, Arc<Pushed>>>,
@@ -101,11 +133,47 @@ struct Shared {
     logs: Mutex<HashMap<String, Vec<TerminationLog>>>,
 }
 
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared").field("paths", &self.paths).finish_non_exhaustive()
+    }
+}
+
+impl Shared {
+    /// Work on the node's files, which may never come to an end where a server of the network does not answer. `path` is named in the
+    /// error.
+    async fn of_the_node<T: Send + 'static>(
+        &self,
+        path: &str,
+        work: impl FnOnce() -> Result<T, VolumeError> + Send + 'static,
+    ) -> Result<T, VolumeError> {
+        let patience = self.guest.deadline();
+        let done = tokio::time::timeout(patience, blocking(work)).await;
+        done.map_err(|_| VolumeError::Silent { path: bounded(path, 512), seconds: patience.as_secs() })?
+    }
+}
+
 impl PodVolumes {
-    /// The volumes of a pod whose agent is reached through `guest`. Must be called inside a tokio runtime.
-    pub fn new(guest: Guest, paths: PodPaths) -> Self {
-        let shared = Arc::new(Shared { guest, paths, pushed: Mutex::default(), logs: Mutex::default() });
+    /// The volumes of a pod whose agent is reached through `guest`, and whose file volumes `server` serves. Must be called inside a
+    /// tokio runtime.
+    pub fn new(guest: Guest, server: Arc<dyn Serve>, paths: PodPaths) -> Self {
+        let (pushed, logs) = (Mutex::default(), Mutex::default());
+        let shared = Arc::new(Shared { guest, server, paths, pushed, logs });
         Self { shared, watcher: Mutex::default() }
+    }
+
+    /// What the policy has to know of the file volumes among these host paths.
+    ///
+    /// # Errors
+    /// When the node has no answer in time.
+    pub async fn look(&self, host_paths: Vec<String>) -> Result<FileVolumes, VolumeError> {
+        let shared = Arc::clone(&self.shared);
+        let all = host_paths.join(", ");
+        let looked = move || {
+            let found = |path: String| Some((path.clone(), files::look(&path, &shared.paths)?));
+            Ok(host_paths.into_iter().filter_map(found).collect())
+        };
+        self.shared.of_the_node(&all, looked).await
     }
 
     /// Brings what a container mounts from the host into the guest and tells what stands behind each mount. Takes the

@@ -2,13 +2,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use oci_spec::runtime::Mount;
-use ravelin_policy::{PodIdentity, PushedKind, VolumeKind, classify};
+use ravelin_policy::{PushedKind, Roots, Unsupported, VolumeKind};
 use ravelin_proto::agent::mount_source::Source;
-use ravelin_proto::agent::{Empty, EmptyDir, MountSource, PushedVolume};
+use ravelin_proto::agent::{Empty, EmptyDir, FileVolume, MountSource, PushedVolume};
 
 use super::termination::TerminationLog;
 use super::watch::Pushed;
-use super::{Shared, VolumeError, host, subpath};
+use super::{Shared, VolumeError, files, host, subpath};
 use crate::spec::is_bind;
 use crate::sync::{blocking, lock};
 
@@ -41,15 +41,9 @@ impl Resolver<'_> {
         Ok(sources)
     }
 
-    fn classify(&self, path: &str) -> VolumeKind {
-        let paths = &self.shared.paths;
-        let pod =
-            PodIdentity { sandbox_id: &paths.sandbox_id, pod_uid: &paths.pod_uid, host_ipc: paths.host_ipc };
-        classify(path, pod, &paths.roots)
-    }
-
     async fn source(&self, index: usize, path: &str) -> Result<Source, VolumeError> {
-        match self.classify(path) {
+        let paths = &self.shared.paths;
+        match paths.classify(path) {
             // containerd writes these two once, before the pod starts.
             VolumeKind::Pushed { kind: PushedKind::Hostname | PushedKind::ResolvConf, .. } => {
                 self.push(path, false).await
@@ -59,11 +53,16 @@ impl Resolver<'_> {
             VolumeKind::SubPath { volume, .. } => self.sub_path(path, &volume).await,
             VolumeKind::TerminationLog => self.termination_log(index, path).await,
             VolumeKind::Shm => Ok(Source::Shm(Empty {})),
+            // Whether the pod may have it was judged before, as was that of a subPath.
+            VolumeKind::File { .. } => {
+                self.served(path.to_owned(), paths.roots.clone(), false, String::new()).await
+            }
             VolumeKind::NotYet { plugin, name } => {
                 Err(VolumeError::NotSupported(format!("the volume {name} of the kind {plugin}")))
             }
             // Writable also where the root is read-only; what is written goes to the container's own writable layer.
             VolumeKind::ImageDeclared => Ok(Source::OwnDirectory(Empty {})),
+            VolumeKind::Unsupported(Unsupported::HostPath) => self.host_path(path).await,
             VolumeKind::Unsupported(_) => Err(VolumeError::Refused(path.to_owned())),
         }
     }
@@ -98,19 +97,51 @@ impl Resolver<'_> {
     /// a part of pushed content is pushed by itself and, as Kubernetes has it, changes only when its container is made anew.
     async fn sub_path(&self, path: &str, volume: &str) -> Result<Source, VolumeError> {
         let (bound, name, shared) = (path.to_owned(), volume.to_owned(), Arc::clone(self.shared));
-        let whole = blocking(move || subpath::find_volume(&bound, &name, &shared.paths.roots)).await?;
-        match self.classify(&whole) {
+        let find = move || subpath::find_volume(&bound, &name, &shared.paths.roots);
+        let whole = self.shared.of_the_node(path, find).await?;
+        match self.shared.paths.classify(&whole) {
             VolumeKind::EmptyDir { name } => {
-                let (bound, of, shared) = (path.to_owned(), whole.clone(), Arc::clone(self.shared));
-                let sub_path = blocking(move || subpath::inside(&bound, &of, &shared.paths.roots)).await?;
+                let sub_path = self.inside(path, &whole).await?;
                 self.empty_dir(&whole, name, sub_path).await
             }
-            VolumeKind::Pushed { .. } => self.push(path, false).await,
-            VolumeKind::NotYet { plugin, name } => {
-                Err(VolumeError::NotSupported(format!("a subPath of the volume {name} of the kind {plugin}")))
+            VolumeKind::File { .. } => {
+                let sub_path = self.inside(path, &whole).await?;
+                self.served(whole, self.shared.paths.roots.clone(), false, sub_path).await
             }
+            VolumeKind::Pushed { .. } => self.push(path, false).await,
             _ => Err(VolumeError::Refused(path.to_owned())),
         }
+    }
+
+    /// Where in the volume at `whole` the part that is bound at `path` lies.
+    async fn inside(&self, path: &str, whole: &str) -> Result<String, VolumeError> {
+        let (bound, of, shared) = (path.to_owned(), whole.to_owned(), Arc::clone(self.shared));
+        self.shared.of_the_node(path, move || subpath::inside(&bound, &of, &shared.paths.roots)).await
+    }
+
+    /// A directory of the node that the policy grants to pods; it may lie behind symbolic links, and what the pod names below it
+    /// may not.
+    async fn host_path(&self, path: &str) -> Result<Source, VolumeError> {
+        let granted = self.shared.paths.policy.host_path(path);
+        let granted = granted.ok_or_else(|| VolumeError::Refused(path.to_owned()))?;
+        let roots = Roots { kubelet: vec![granted.path.clone()], containerd: Vec::new() };
+        self.served(path.to_owned(), roots, !granted.writable, String::new()).await
+    }
+
+    /// A directory that is served to the guest, found below one of `roots`, or a part of it.
+    async fn served(
+        &self,
+        path: String,
+        roots: Roots,
+        read_only: bool,
+        sub_path: String,
+    ) -> Result<Source, VolumeError> {
+        let whole = path.clone();
+        let directory =
+            self.shared.of_the_node(&path, move || files::open(&whole, &roots, read_only)).await?;
+        let number = self.shared.server.serve(directory).await;
+        let number = number.map_err(|message| VolumeError::Serve { path, message })?;
+        Ok(Source::FileVolume(FileVolume { number, sub_path }))
     }
 
     async fn termination_log(&self, index: usize, path: &str) -> Result<Source, VolumeError> {

@@ -6,7 +6,7 @@
 use std::os::fd::AsRawFd;
 use std::path::{Component, Path, PathBuf};
 
-use ravelin_policy::Roots;
+use ravelin_policy::{Roots, volume_directory};
 use rustix::fs::OFlags;
 
 use super::{VolumeError, host};
@@ -32,7 +32,11 @@ pub(super) fn find_volume(bound: &str, name: &str, roots: &Roots) -> Result<Stri
     let directory = host::open(volumes, roots, OFlags::RDONLY | OFlags::DIRECTORY).map_err(failed)?;
     for plugin in rustix::fs::Dir::read_from(&directory).map_err(|errno| failed(errno.into()))?.flatten() {
         let Ok(plugin) = plugin.file_name().to_str() else { continue };
-        let path = format!("{volumes}/{plugin}/{name}");
+        let path = [volumes, plugin, name]
+            .into_iter()
+            .chain(volume_directory(&plugin.replacen('~', "/", 1)).iter().copied())
+            .collect::<Vec<_>>()
+            .join("/");
         if !plugin.starts_with('.') && host::open(&path, roots, OFlags::PATH | OFlags::DIRECTORY).is_ok() {
             return Ok(path);
         }

@@ -1,5 +1,6 @@
 use std::collections::HashMap;
 use std::fs;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -7,20 +8,21 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use oci_spec::runtime::Spec;
-use ravelin_policy::Roots;
+use ravelin_policy::{HostPath, Mode, PolicyConfig, Roots, VolumeKind};
 use ravelin_proto::agent::mount_source::Source;
 use ravelin_proto::agent::volume_entry::Content;
-use ravelin_proto::agent::{Empty, MountSource, PushVolumeRequest, ReadVolumeRequest};
+use ravelin_proto::agent::{Empty, FileVolume, MountSource, PushVolumeRequest, ReadVolumeRequest};
 use serde_json::json;
 
 use super::guest::VolumeCalls;
-use super::{Guest, PodPaths, PodVolumes, VolumeError, tree};
+use super::{Directory, Guest, PodPaths, PodVolumes, Serve, VolumeError, files, tree};
 
 /// A guest that remembers what it was told.
 #[derive(Clone, Default)]
 struct Fake {
     pushes: Arc<Mutex<Vec<PushVolumeRequest>>>,
     files: Arc<Mutex<HashMap<String, Vec<u8>>>>,
+    served: Arc<Mutex<Vec<Directory>>>,
 }
 
 #[async_trait]
@@ -33,6 +35,15 @@ impl VolumeCalls for Fake {
     async fn read(&self, request: ReadVolumeRequest) -> Result<Vec<u8>, String> {
         assert!(request.remove, "the guest shall keep nothing of it");
         self.files.lock().unwrap().get(&request.volume).cloned().ok_or_else(|| "no such volume".to_owned())
+    }
+}
+
+#[async_trait]
+impl Serve for Fake {
+    async fn serve(&self, directory: Directory) -> Result<u32, String> {
+        let mut served = self.served.lock().unwrap();
+        served.push(directory);
+        Ok(u32::try_from(served.len()).unwrap() + 6)
     }
 }
 
@@ -68,9 +79,18 @@ impl Node {
             pod_uid: "uid".to_owned(),
             host_ipc: false,
             roots: Roots { kubelet: vec![root("kubelet")], containerd: vec![root("containerd")] },
+            policy: PolicyConfig {
+                mode: Mode::Guest,
+                host_paths: vec![
+                    HostPath { path: root("data"), writable: false },
+                    HostPath { path: root("data/rw"), writable: true },
+                ],
+                ..PolicyConfig::default()
+            },
         };
         let guest = Fake::default();
-        let volumes = PodVolumes::new(Guest::new(guest.clone(), Duration::from_secs(30)), paths);
+        let calls = Guest::new(guest.clone(), Duration::from_secs(30));
+        let volumes = PodVolumes::new(calls, Arc::new(guest.clone()), paths);
         Self { dir, guest, volumes }
     }
 
@@ -260,13 +280,148 @@ async fn other_paths_are_refused() {
     let node = Node::new();
     for (path, words) in [
         ("/etc", "the host path /etc is not a volume of this pod"),
-        (node.pod("volumes/kubernetes.io~nfs/data").to_str().unwrap(), "not supported yet: the volume data"),
+        (node.pod("volumes/kubernetes.io~nfs/data").to_str().unwrap(), "cannot read the volume"),
         (node.pod("etc-hosts").to_str().unwrap(), "cannot read the volume"),
     ] {
         let error = node.resolve("a", &[Path::new(path)]).await.unwrap_err().to_string();
         assert!(error.contains(words), "{error}");
     }
     assert!(node.guest.pushes().is_empty());
+}
+
+/// Whether this process may detach mounts, as the shim may.
+fn is_root() -> bool {
+    let root = rustix::process::geteuid().is_root();
+    if !root {
+        eprintln!("skipped: this needs root");
+    }
+    root
+}
+
+#[tokio::test]
+async fn directories_that_the_kubelet_has_mounted_are_served() {
+    if !is_root() {
+        return;
+    }
+    let node = Node::new();
+    let claim = node.pod("volumes/kubernetes.io~csi/pvc-1/mount");
+    let share = node.pod("volumes/kubernetes.io~nfs/share");
+    node.file(&claim.join("inside"), "one");
+    node.file(&share.join("inside"), "two");
+    let (spec, sources) = node.resolve("a", &[&claim, &share]).await.unwrap();
+    let volume = |number| Some(Source::FileVolume(FileVolume { number, sub_path: String::new() }));
+    assert_eq!((&sources[0].source, &sources[1].source), (&volume(7), &volume(8)));
+    assert!(
+        spec.mounts().iter().flatten().skip(1).all(|mount| mount.source().as_deref() == Some(Path::new("")))
+    );
+    let served = node.guest.served.lock().unwrap();
+    for (directory, text) in served.iter().zip(["one", "two"]) {
+        let path = format!("/proc/self/fd/{}/inside", directory.tree.as_raw_fd());
+        assert_eq!(fs::read_to_string(path).unwrap(), text);
+        assert!(!directory.read_only);
+    }
+}
+
+#[tokio::test]
+async fn paths_of_the_host_are_served_as_the_policy_grants_them() {
+    if !is_root() {
+        return;
+    }
+    let node = Node::new();
+    let (plain, writable) = (node.dir.path().join("data/logs"), node.dir.path().join("data/rw"));
+    for directory in [&plain, &writable] {
+        node.file(&directory.join("old"), "old");
+    }
+    node.resolve("a", &[&plain, &writable, &node.dir.path().join("data")]).await.unwrap();
+    let write = |directory: &Directory| {
+        fs::write(format!("/proc/self/fd/{}/new", directory.tree.as_raw_fd()), "new")
+            .map_err(|error| error.kind())
+    };
+    let served: Vec<_> = node.guest.served.lock().unwrap().drain(..).collect();
+    assert!(served[0].read_only && !served[1].read_only && served[2].read_only);
+    // By the mount too, whatever the server would do.
+    assert_eq!(write(&served[0]), Err(std::io::ErrorKind::ReadOnlyFilesystem));
+    assert_eq!(write(&served[1]), Ok(()));
+    // What is not listed, a link, and a single file.
+    symlink("/etc", node.dir.path().join("data/link")).unwrap();
+    for (path, words) in [
+        (node.dir.path().join("database"), "is not a volume of this pod"),
+        (node.dir.path().join("data/link"), "cannot read the volume"),
+        (node.dir.path().join("data/link/ssh"), "cannot read the volume"),
+        (node.dir.path().join("data/missing"), "cannot read the volume"),
+        (node.dir.path().join("data/logs/old"), "is not a directory"),
+    ] {
+        let error = node.resolve("a", &[&path]).await.unwrap_err().to_string();
+        assert!(error.contains(words), "{}: {error}", path.display());
+    }
+    assert!(node.guest.served.lock().unwrap().is_empty());
+}
+
+#[test]
+fn what_is_served_neither_follows_nor_is_a_device() {
+    if !is_root() {
+        return;
+    }
+    let node = tempfile::tempdir().unwrap();
+    let roots = Roots { kubelet: vec![node.path().to_str().unwrap().to_owned()], containerd: Vec::new() };
+    fs::create_dir(node.path().join("v")).unwrap();
+    symlink("/etc", node.path().join("v/link")).unwrap();
+    let null = rustix::fs::makedev(1, 3);
+    let made = rustix::fs::mknodat(
+        rustix::fs::CWD,
+        node.path().join("v/null"),
+        rustix::fs::FileType::CharacterDevice,
+        rustix::fs::Mode::from_raw_mode(0o666),
+        null,
+    );
+    let directory = files::open(node.path().join("v").to_str().unwrap(), &roots, false).unwrap();
+    let at = |name: &str| format!("/proc/self/fd/{}/{name}", directory.tree.as_raw_fd());
+    let error = fs::read_dir(at("link")).unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(libc::ELOOP));
+    assert_eq!(fs::read_link(at("link")).unwrap(), Path::new("/etc"));
+    if made.is_ok() {
+        assert_eq!(fs::read(at("null")).unwrap_err().raw_os_error(), Some(libc::EACCES));
+    }
+    // One that is mounted anew at the same place is another one.
+    fs::rename(node.path().join("v"), node.path().join("w")).unwrap();
+    fs::create_dir(node.path().join("v")).unwrap();
+    let again = files::open(node.path().join("v").to_str().unwrap(), &roots, false).unwrap();
+    assert_ne!(directory.identity, again.identity);
+}
+
+#[tokio::test]
+async fn what_the_kubelet_has_written_down_of_a_csi_volume_is_known() {
+    let node = Node::new();
+    let claim = |name: &str| node.pod(&format!("volumes/kubernetes.io~csi/{name}/mount"));
+    let known = claim("pvc-1");
+    let record = r#"{"driverName":"efs.csi.aws.com","specVolID":"pvc-1","volumeLifecycleMode":"Persistent"}"#;
+    node.file(&known.with_file_name("vol_data.json"), record);
+    node.file(&claim("broken").with_file_name("vol_data.json"), "{");
+    symlink("/etc/hostname", {
+        fs::create_dir_all(claim("link")).unwrap();
+        claim("link").with_file_name("vol_data.json")
+    })
+    .unwrap();
+    fs::create_dir_all(&known).unwrap();
+    // A part of it, as the kubelet binds it elsewhere.
+    let part = node.pod("volume-subpaths/pvc-1/main/0");
+    fs::create_dir_all(&part).unwrap();
+    let text = |path: &Path| path.to_str().unwrap().to_owned();
+    let paths = [&known, &claim("broken"), &claim("link"), &claim("none"), &part, &node.pod("etc-hosts")]
+        .map(|path| text(path));
+    let found = node.volumes.look(paths.to_vec()).await.unwrap();
+    assert_eq!(found.len(), 5);
+    for path in [&known, &part] {
+        let volume = &found[&text(path)];
+        assert_eq!(volume.csi.as_ref().unwrap().driver, "efs.csi.aws.com");
+        assert!(matches!(&volume.kind, VolumeKind::File { name, .. } if name == "pvc-1"));
+        assert_eq!(volume.violation(&text(path), &PolicyConfig::default()), None);
+    }
+    for name in ["broken", "link", "none"] {
+        assert_eq!(found[&text(&claim(name))].csi, None, "{name}");
+        let words = found[&text(&claim(name))].violation("", &PolicyConfig::default()).unwrap().to_string();
+        assert_eq!(words, format!("{name} not supported because: PVC bound to invalid PV {name}"));
+    }
 }
 
 #[test]
