@@ -45,7 +45,8 @@ fuzz_target!(|text: &[u8]| {
     let (roots, policy) = (Roots::default(), PolicyConfig::default());
     let mut view = ContainerView::from_spec(&spec, &bounding);
     view.unsupported_volumes.extend(
-        spec::host_mounts(&spec).filter_map(|(_, source)| classify(source, pod, &roots).violation(source, None, &policy)),
+        spec::host_mounts(&spec)
+            .filter_map(|(_, source)| classify(source, pod, &roots).violation(source, None, &policy)),
     );
     for (_, source) in spec::host_mounts(&spec) {
         let _ = missing_root(source, pod, &roots);
