@@ -5,9 +5,11 @@
 mod support;
 
 use std::fs;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
 
 use ravelin_fs::message::abi::{self, fattr, op};
+use rustix::mount::{OpenTreeFlags, open_tree};
 use support::{Fs, ROOT, Scratch, changes, is_root, longs, numbers, text, u32_at, u64_at};
 
 const READ_WRITE: i32 = libc::O_RDWR;
@@ -191,4 +193,52 @@ fn a_change_of_the_nodes_is_seen() {
     permissions.set_mode(0o640);
     fs::set_permissions(scratch.tree.path().join("file"), permissions).unwrap();
     assert_eq!(fs.owner(node).0 & 0o777, 0o640);
+}
+
+/// As the shim hands volumes over: a clone of the mount that is in no namespace, on which the kernel follows and runs nothing.
+#[test]
+fn a_detached_mount_is_served_as_any_directory() {
+    if !is_root() {
+        return;
+    }
+    let tree = tempfile::tempdir().unwrap();
+    fs::write(tree.path().join("file"), b"data").unwrap();
+    std::os::unix::fs::symlink("file", tree.path().join("link")).unwrap();
+    let flags =
+        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
+    let detached = open_tree(rustix::fs::CWD, tree.path(), flags).unwrap();
+    // SAFETY: all-zero is a valid value of this plain structure.
+    let mut attributes: libc::mount_attr = unsafe { std::mem::zeroed() };
+    attributes.attr_set = libc::MOUNT_ATTR_NODEV
+        | libc::MOUNT_ATTR_NOSUID
+        | libc::MOUNT_ATTR_NOEXEC
+        | libc::MOUNT_ATTR_NOSYMFOLLOW;
+    attributes.propagation = libc::MS_PRIVATE;
+    // SAFETY: the path is NUL-terminated, and `attributes`, whose size is told, lives through the call.
+    let done = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            detached.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH | libc::AT_RECURSIVE,
+            &raw const attributes,
+            size_of::<libc::mount_attr>(),
+        )
+    };
+    assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
+    let mut server = Fs::start();
+    server.add(3, false, &detached).unwrap();
+    drop(detached);
+    server.init();
+    let volume = server.lookup(ROOT, "3").unwrap();
+    let file = server.lookup(volume, "file").unwrap();
+    let handle = server.open(file, READ_WRITE).unwrap();
+    assert_eq!(server.read(file, handle, 0, 10).unwrap(), b"data");
+    server.write(file, handle, 0, b"DATA").unwrap();
+    assert_eq!(fs::read(tree.path().join("file")).unwrap(), b"DATA");
+    let link = server.lookup(volume, "link").unwrap();
+    assert_eq!(server.ask(op::READLINK, link, &[]).unwrap(), b"file");
+    let (made, _) = server.create(volume, "made", READ_WRITE, 0o4755).unwrap();
+    assert_eq!(server.owner(made).0 & 0o7777, 0o4755);
+    assert!(tree.path().join("made").exists());
 }

@@ -90,7 +90,8 @@ impl Refusal {
     /// The reason code of the pod's `PodScheduled` condition that goes with this message.
     pub const REASON: &str = "POD_UNSUPPORTED_ON_FARGATE";
 
-    /// A way around that the message does not tell, in Ravelin's words; to be shown beside the message, which stays Fargate's.
+    /// A way around that the message does not tell, in Ravelin's words; to be shown beside the message, which stays Fargate's. `mode` is
+    /// the one by which the refusal came about.
     #[must_use]
     pub fn way_around(&self, mode: Mode) -> Option<&'static str> {
         let problem = |wanted: fn(&VolumeViolation) -> bool| self.volumes.iter().any(wanted);

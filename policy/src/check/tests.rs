@@ -195,6 +195,28 @@ fn guest_mode_refuses_only_the_volume_of_the_root_shell_pod() {
 }
 
 #[test]
+fn volumes_are_granted_by_driver_mode_and_path() {
+    let claims = claims(&[("ebs", bound("pv-1", "ebs.csi.aws.com"))]);
+    let granted = |volume: &str, config: &str| {
+        let config: PolicyConfig = toml::from_str(config).unwrap();
+        let spec = format!(r#"{{"volumes": [{{"name": "v", {volume}}}]}}"#);
+        check_pod(&pod(&spec), &claims, &config).is_ok()
+    };
+    let (guest, any) = ("mode = \"guest\"", "csi_drivers = [\"*\"]");
+    let claim = r#""persistentVolumeClaim": {"claimName": "ebs"}"#;
+    assert_eq!((granted(claim, ""), granted(claim, any), granted(claim, guest)), (false, true, true));
+    let inline = r#""csi": {"driver": "x"}"#;
+    assert_eq!((granted(inline, any), granted(inline, guest)), (false, true));
+    assert!(granted(inline, "csi_drivers = [\"x\"]\nallow.inline_csi = true"));
+    let host = r#""hostPath": {"path": "/data/x"}"#;
+    let listed = "host_paths = [\"/data\"]";
+    assert!(!granted(host, guest) && !granted(host, listed));
+    assert!(granted(host, &format!("{guest}\n{listed}")));
+    assert_eq!((granted(r#""iscsi": {}"#, any), granted(r#""iscsi": {}"#, guest)), (false, true));
+    assert!(!granted(r#""image": {}"#, guest));
+}
+
+#[test]
 fn a_switch_overrides_the_mode_both_ways() {
     let grant: PolicyConfig = toml::from_str("allow.host_pid = true\nallow.privileged = true").unwrap();
     let refusal = check_pod(&pod(ROOT_SHELL), &Claims::new(), &grant).unwrap_err();
@@ -280,6 +302,20 @@ fn a_debugging_container_is_told_the_way_around_beside_fargates_message() {
     assert_eq!(refusal(&["SYS_PTRACE", "NET_ADMIN"], false).way_around(Mode::Fargate), None);
     assert_eq!(refusal(&["NET_ADMIN"], false).way_around(Mode::Fargate), None);
     assert_eq!(refusal(&[], true).way_around(Mode::Fargate), None);
+    // Of a volume the key that would grant it.
+    let volume = |problem| Refusal {
+        volumes: vec![VolumeViolation { volume: "/data".to_owned(), problem }],
+        ..Refusal::default()
+    };
+    let driver = Some("x".to_owned());
+    let invalid = VolumeProblem::InvalidVolume { claim: None, volume: "pv".to_owned(), driver };
+    assert!(volume(invalid).way_around(Mode::Fargate).unwrap().starts_with("csi_drivers in [policy]"));
+    let nfs = VolumeProblem::Mode { plugin: "kubernetes.io/nfs".to_owned() };
+    assert!(volume(nfs).way_around(Mode::Fargate).unwrap().starts_with("mode = \"guest\""));
+    assert!(
+        volume(VolumeProblem::Type).way_around(Mode::Guest).unwrap().starts_with("host_paths in [policy]")
+    );
+    assert_eq!(volume(VolumeProblem::Type).way_around(Mode::Fargate), None);
 }
 
 #[test]

@@ -80,11 +80,11 @@ pub fn judge(
     check_container(&view, policy).map_err(|refusal| {
         let missing =
             spec::host_mounts(spec).find_map(|(_, source)| missing_root(source, identity, &pod.roots));
-        let way_around = match (refusal.way_around(policy.mode), missing) {
-            (Some(way), _) => format!(" ({way})"),
-            (None, Some((key, root))) => format!(
+        let way_around = match (missing, refusal.way_around(policy.mode)) {
+            (Some((key, root)), _) => format!(
                 " (if this node's {key} keeps its files in {root}, name that directory as well in {key} of [roots] in ravelin.toml)"
             ),
+            (None, Some(way)) => format!(" ({way})"),
             (None, None) => String::new(),
         };
         TaskError::Refused(format!("{refusal}{way_around}"))

@@ -6,6 +6,10 @@
 //! Nothing of it has to be remembered for whoever cleans up after a shim that was killed: it ends by itself when the shim's socket or
 //! the machine's closes, and it lives in the pod's cgroup, which is emptied before it is removed.
 
+mod control;
+#[cfg(test)]
+mod tests;
+
 use std::collections::HashMap;
 use std::ffi::CString;
 use std::fs::File;
@@ -18,26 +22,24 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use ravelin_fs::control;
-use rustix::net::sockopt::{Timeout, set_socket_timeout};
-use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use ravelin_fs::control::request_sockets;
 use rustix::process::WaitIdStatus;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
+use control::Control;
+
 use super::supervisor::deadline;
 use crate::birth::{self, Inheritance};
 use crate::cgroup::{CgroupError, PodCgroup, oom};
-use crate::error::{bounded, chain};
+use crate::error::chain;
 use crate::machine::{Machine, MachineError, log_pipe};
 use crate::privileges::unrestricted;
 use crate::sync::{blocking, lock};
 use crate::volumes::{Directory, Identity, Serve};
 
-/// Longest message of the server's that is passed on, in characters.
-const MAX_MESSAGE: usize = 512;
 /// Time between the server's last word and the end of its process, before the two are reported apart.
 const EXIT_GRACE: Duration = Duration::from_secs(2);
 
@@ -120,14 +122,6 @@ struct Process {
     told: u32,
 }
 
-/// The shim's end of the control socket.
-#[derive(Debug)]
-struct Control {
-    socket: OwnedFd,
-    /// Orders that were given up before their answers had come.
-    unanswered: u32,
-}
-
 impl FileServer {
     pub(super) fn new(settings: Settings, machine: Machine) -> Self {
         Self { settings, machine, state: tokio::sync::Mutex::default() }
@@ -184,8 +178,8 @@ impl FileServer {
     async fn launch(&self, cgroup: Option<OwnedFd>) -> Result<(Process, OwnedFd), FileServerError> {
         let plumbing = |what| move |source| FileServerError::Plumbing { what, source };
         let failed = |source| FileServerError::Spawn { path: self.settings.program.clone(), source };
-        let (ours, theirs) = control_sockets(self.settings.deadline).map_err(plumbing("control socket"))?;
-        let (machines, requests) = control::request_sockets().map_err(plumbing("socket for requests"))?;
+        let (ours, theirs) = control::sockets(self.settings.deadline).map_err(plumbing("control socket"))?;
+        let (machines, requests) = request_sockets().map_err(plumbing("socket for requests"))?;
         let sandbox = self.settings.sandbox_id.clone();
         let log = log_pipe(&sandbox, "fs").map_err(plumbing("log pipe"))?;
         let null = File::options().read(true).write(true).open("/dev/null").map_err(failed)?;
@@ -237,7 +231,7 @@ impl FileServer {
             }
             let _ = sender.send(Some(status));
         });
-        let control = Arc::new(Mutex::new(Control { socket: control, unanswered: 0 }));
+        let control = Arc::new(Mutex::new(Control::new(control)));
         Ok(Process { pid, pidfd, ending, exit, control, volumes: HashMap::new(), told: 0 })
     }
 
@@ -273,50 +267,10 @@ impl Drop for Process {
     }
 }
 
-impl Control {
-    /// Hands a directory over. Blocks, up to the socket's timeout for each answer that is due.
-    fn add(
-        &mut self,
-        number: u32,
-        read_only: bool,
-        tree: &OwnedFd,
-        patience: Duration,
-    ) -> Result<(), FileServerError> {
-        let socket = |error: io::Error| match error.kind() {
-            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => FileServerError::Silent(patience),
-            io::ErrorKind::Other => FileServerError::Refused(bounded(&error.to_string(), MAX_MESSAGE)),
-            _ => FileServerError::Socket(error),
-        };
-        // What was not heard in time has come by now, or the server is still at work at it.
-        while self.unanswered > 0 {
-            match control::answer(&self.socket).map_err(socket) {
-                Ok(()) | Err(FileServerError::Refused(_)) => self.unanswered -= 1,
-                Err(error) => return Err(error),
-            }
-        }
-        control::order_volume(&self.socket, number, read_only, tree).map_err(socket)?;
-        self.unanswered += 1;
-        let answered = control::answer(&self.socket).map_err(socket);
-        if matches!(answered, Ok(()) | Err(FileServerError::Refused(_))) {
-            self.unanswered -= 1;
-        }
-        answered
-    }
-}
-
 impl From<crate::sync::Cancelled> for FileServerError {
     fn from(cancelled: crate::sync::Cancelled) -> Self {
         Self::Socket(cancelled.into())
     }
-}
-
-/// Makes the two ends for orders, ours with this deadline for each packet.
-fn control_sockets(patience: Duration) -> io::Result<(OwnedFd, OwnedFd)> {
-    let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
-    for direction in [Timeout::Recv, Timeout::Send] {
-        set_socket_timeout(&ours, direction, Some(patience))?;
-    }
-    Ok((ours, theirs))
 }
 
 /// How a process ended.
@@ -329,7 +283,3 @@ fn describe(status: &WaitIdStatus) -> String {
         (None, status) => format!("exit status {}", status.unwrap_or(-1)),
     }
 }
-
-#[cfg(test)]
-#[path = "file_server_tests.rs"]
-mod tests;
