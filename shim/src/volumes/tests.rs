@@ -346,7 +346,7 @@ async fn paths_of_the_host_are_served_as_the_policy_grants_them() {
     symlink("/etc", node.dir.path().join("data/link")).unwrap();
     for (path, words) in [
         (node.dir.path().join("database"), "is not a volume of this pod"),
-        (node.dir.path().join("data/link"), "cannot read the volume"),
+        (node.dir.path().join("data/link"), "is not a directory"),
         (node.dir.path().join("data/link/ssh"), "cannot read the volume"),
         (node.dir.path().join("data/missing"), "cannot read the volume"),
         (node.dir.path().join("data/logs/old"), "is not a directory"),
