@@ -111,6 +111,8 @@ impl Agent {
             clock::step(request.unix_nanos)?;
         }
         let ids = request.user_namespace.map(Ids::new).transpose()?;
+        // A network namespace has some of them from the guest's own, as that is when it is made.
+        sysctl::adopt(&request.tunables);
         if ids.is_some() || request.shared_pid_namespace {
             self.make_namespaces(ids, deadline)?;
         }
@@ -121,7 +123,6 @@ impl Agent {
             })?;
         }
         mount_shm(if request.shm_bytes == 0 { DEFAULT_SHM } else { request.shm_bytes })?;
-        sysctl::adopt(&request.tunables);
         Ok(())
     }
 

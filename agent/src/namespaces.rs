@@ -12,7 +12,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::LinuxIdMapping;
+use oci_spec::runtime::{LinuxIdMapping, User};
 use ravelin_proto::agent as api;
 use rustix::fs::{Mode, OFlags, open};
 use rustix::mount::mount_bind;
@@ -98,6 +98,23 @@ impl Ids {
     #[must_use]
     pub const fn root(&self) -> (u32, u32) {
         (self.users.first, self.groups.first)
+    }
+
+    /// Refuses a process of users or groups that the namespace does not have.
+    ///
+    /// # Errors
+    ///
+    /// [`AgentError::Invalid`], which names the first of them.
+    pub fn check(&self, user: &User) -> Result<()> {
+        self.user(user.uid())?;
+        let groups = [user.gid()].into_iter().chain(user.additional_gids().iter().flatten().copied());
+        match groups.into_iter().find(|group| self.groups.of_the_guest(*group).is_none()) {
+            None => Ok(()),
+            Some(group) => Err(AgentError::Invalid(format!(
+                "the group {group} does not exist: the pod's user namespace has {} groups",
+                self.groups.size
+            ))),
+        }
     }
 
     /// Whether these are the mappings of an OCI spec.

@@ -89,7 +89,11 @@ fn a_guest_whose_kernel_panics_is_seen_as_an_exit_and_cleaned_up() {
     dies(&host, |pod| {
         let script = "echo 2 > /proc/sys/vm/panic_on_oom && exec dd if=/dev/zero of=/dev/null bs=256M";
         let container = pod.container().sh(script).set("/linux/resources/memory_limit_in_bytes", 32 << 20);
-        let killer = container.security("readonly_paths", serde_json::json!([])).start();
+        let killer = container
+            .security("readonly_paths", serde_json::json!([]))
+            // containerd's own profile refuses the write.
+            .security("apparmor", serde_json::json!({ "profile_type": 1 }))
+            .start();
         let ended = killer.ended();
         assert_ne!(ended.code, 0, "{ended:?} {:?}", killer.logs());
         assert_ne!(ended.reason, "OOMKilled", "the kernel did not panic");

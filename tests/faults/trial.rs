@@ -168,7 +168,12 @@ impl<'h> Trial<'h> {
         };
         mend();
         kubelet.forget();
-        let left = self.clean.differs_after(clean, &self.left);
+        let mut left = self.clean.differs_after(clean, &self.left);
+        if clean == CLEAN_AFTER_CONTAINERD && !left.is_empty() {
+            // A containerd that dies while it removes snapshots removes them with the next ones.
+            Self::live_unharmed();
+            left = self.clean.differs_after(CLEAN, &self.left);
+        }
         if !left.is_empty() {
             wrong.push(format!("the footprint differs: {}", left.join("; ")));
         }

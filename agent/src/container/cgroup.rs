@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::os::unix::fs::chown;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -57,6 +58,24 @@ impl Cgroup {
     /// When the kernel refuses.
     pub fn create(&self) -> Result<()> {
         fs::create_dir(&self.path).attempt(|| format!("create cgroup {}", self.path.display()))
+    }
+
+    /// Gives it to a user and a group, who may make cgroups in it and move their processes, and change nothing of its limits: the
+    /// files that the kernel names for that (cgroups(7), "Delegation").
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn delegate(&self, user: u32, group: u32) -> Result<()> {
+        const FILES: &str = "/sys/kernel/cgroup/delegate";
+        let files = fs::read_to_string(FILES).attempt(|| format!("read {FILES}"))?;
+        let give = |path: &Path| match chown(path, Some(user), Some(group)) {
+            // Of a controller that is not there.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            given => given.attempt(|| format!("give {} to the pod's root", path.display())),
+        };
+        give(&self.path)?;
+        files.lines().try_for_each(|file| give(&self.path.join(file)))
     }
 
     /// Applies limits.

@@ -16,7 +16,8 @@ use tokio::time::Instant;
 use super::cgroup::Cgroup;
 use super::tree::Tree;
 use super::{
-    Container, Facts, destinations, devices, mounts, nodes, rootfs, seccomp, spec, working_directory,
+    Container, Facts, destinations, devices, mount_options, mounts, nodes, rootfs, seccomp, spec,
+    working_directory,
 };
 use crate::error::{AgentError, Attempt, Result, chain};
 use crate::namespaces::{Ids, within};
@@ -81,6 +82,9 @@ fn build(
 
     let namespaces = services.namespaces().map(Arc::as_ref);
     let ids = namespaces.map(|namespaces| namespaces.ids);
+    if let (Some(ids), Some(process)) = (&ids, parsed.process()) {
+        ids.check(process.user())?;
+    }
     let rootfs = rootfs::mount(id, &request.layers, namespaces.filter(|_| request.map_layers))?;
     let mounts = parsed.mounts().as_deref().unwrap_or_default();
     let sources = mounts::resolve(id, mounts, &rootfs, &request.mounts, namespaces)?;
@@ -115,6 +119,12 @@ fn build(
     let bundle = paths::container(id).join("bundle");
     write_bundle(&bundle, &completed)?;
     container.cgroup.create()?;
+    if let Some(ids) = ids
+        && mounts.iter().any(mount_options::is_writable_cgroup)
+    {
+        let (user, group) = ids.root();
+        container.cgroup.delegate(user, group)?;
+    }
     devices::enforce(container.cgroup.path(), &rules)?;
     services.oom.add(id);
 
@@ -134,7 +144,9 @@ fn build(
         defaults: parsed.process().clone().unwrap_or_default(),
     };
     let console = stdio.terminal.then(|| Console { size: console_size(process), uid });
-    let request = Request::Create { id: id.clone(), bundle, profile: completed.profile, console };
+    let limits =
+        process.filter(|_| ids.is_some()).and_then(|process| process.rlimits().clone()).unwrap_or_default();
+    let request = Request::Create { id: id.clone(), bundle, profile: completed.profile, limits, console };
     let launch = Launch { request, fds: &[], uid, endpoints, deadline };
     // The container's own count goes with what a failed creation leaves.
     let oom_kills = Cgroup::of_the_pod().oom_kills();

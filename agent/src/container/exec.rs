@@ -50,6 +50,9 @@ pub async fn exec(
     let score = Some(facts.oom_score_adj);
     let process = spec::complete_process(process, facts.filtered, stdio.terminal, score)
         .map_err(|text| AgentError::Invalid(format!("{name}: {text}")))?;
+    if let Some(ids) = &facts.ids {
+        ids.check(process.user())?;
+    }
     if container.execs().contains_key(&id) {
         return Err(AgentError::AlreadyExists(format!("{name} exists")));
     }

@@ -101,6 +101,12 @@ pub fn is_bind(mount: &Mount) -> bool {
     mount.typ().as_deref() == Some("bind") || has(mount, "bind") || has(mount, "rbind")
 }
 
+/// Whether a mount is of the container's cgroups, and the container may change them.
+#[must_use]
+pub fn is_writable_cgroup(mount: &Mount) -> bool {
+    matches!(mount.typ().as_deref(), Some("cgroup" | "cgroup2")) && !has(mount, "ro")
+}
+
 /// Whether a mount has an option.
 #[must_use]
 pub fn has(mount: &Mount, option: &str) -> bool {

@@ -15,6 +15,7 @@ use super::exec;
 use super::executor::GuestExecutor;
 use super::join::Exec;
 use super::keyring;
+use super::limits;
 use super::message::{Console, Reply, Request, failure, receive, send};
 use super::pause;
 use crate::{error, paths};
@@ -45,7 +46,8 @@ fn build(request: &Request, fds: Vec<OwnedFd>, socket: &OwnedFd) -> Result<i32, 
         Request::Pause { ids } => {
             pause::start(ids.as_ref()).map_err(|error| format!("make the pod's PID namespace: {error}"))
         }
-        Request::Create { id, bundle, profile, console } => {
+        Request::Create { id, bundle, profile, limits, console } => {
+            limits::raise(limits).map_err(|error| format!("raise the resource limits: {error}"))?;
             let (builder, keeper) = prepare(id, bundle, profile.clone(), *console, fds, socket)?;
             let built = builder.as_init(bundle).with_systemd(false).build();
             keeper.finish();

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use oci_spec::runtime::LinuxPersonalityDomain;
+use oci_spec::runtime::{LinuxPersonalityDomain, PosixRlimit};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
     SendFlags, Shutdown, recvmsg, sendmsg, shutdown,
@@ -39,6 +39,8 @@ pub enum Request {
         bundle: PathBuf,
         /// The AppArmor profile of its program.
         profile: Option<String>,
+        /// What its process's limits are, if it is in a user namespace of its pod's.
+        limits: Vec<PosixRlimit>,
         /// The terminal to give it.
         console: Option<Console>,
     },
@@ -209,8 +211,13 @@ mod tests {
     fn a_request_arrives_with_its_descriptors() {
         let (left, right) = super::super::pair().unwrap();
         let (reader, writer) = rustix::pipe::pipe().unwrap();
-        let request =
-            Request::Create { id: "c".into(), bundle: "/b".into(), profile: Some("p".into()), console: None };
+        let request = Request::Create {
+            id: "c".into(),
+            bundle: "/b".into(),
+            profile: Some("p".into()),
+            limits: Vec::new(),
+            console: None,
+        };
         send(&left, &request, &[reader.as_fd(), writer.as_fd()]).unwrap();
         let (got, fds) = receive::<Request>(&right).unwrap();
         assert_eq!(got, request);

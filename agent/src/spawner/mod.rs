@@ -13,6 +13,7 @@ mod exec;
 mod executor;
 mod join;
 mod keyring;
+mod limits;
 mod message;
 mod own_program;
 mod pause;

@@ -16,7 +16,6 @@ use rustix::thread::{UnshareFlags, unshare_unsafe};
 
 use super::confined::{self, Confined};
 use super::{RootfsError, unnamed};
-use crate::node_lock::NodeLock;
 
 /// Sizes of images are multiples of this many bytes.
 pub(super) const PAGE: u64 = 4096;
@@ -39,18 +38,16 @@ const HOPE: u64 = 1 << 30;
 /// Makes an EROFS image of `layer`: a file without a name yet, on the file system of `directory`.
 ///
 /// Uncompressed, with extended attributes and whiteouts as they are, so that overlayfs in the guest understands them.
-/// Blocks, for at most `patience`: a disk that does not answer must not keep others waiting for ever. `lock` stays held
-/// until the program has ended, even if this process is killed.
+/// Blocks, for at most `patience`: a disk that does not answer must not keep others waiting for ever.
 pub(super) fn erofs(
     layer: &Path,
     directory: &Path,
     uuid: &str,
-    lock: &NodeLock,
     patience: Duration,
 ) -> Result<File, RootfsError> {
     let program = find("mkfs.erofs").ok_or(MKFS_EROFS.missing())?;
     let arguments = ["--quiet", "--preserve-mtime", "-U", uuid, confined::IMAGE, confined::LAYER];
-    confine(&program, &arguments, layer, directory, lock, patience).map_err(|error| match error {
+    confine(&program, &arguments, layer, directory, patience).map_err(|error| match error {
         RootfsError::Tool { .. } => find_longest_name(layer, 0).map_or(error, |path| {
             RootfsError::NotSupported(format!(
                 "a file name of {LONGEST_NAME} bytes, which this node's mkfs.erofs cannot take: {}",
@@ -67,7 +64,6 @@ pub(super) fn confine(
     arguments: &[&str],
     layer: &Path,
     directory: &Path,
-    lock: &NodeLock,
     patience: Duration,
 ) -> Result<File, RootfsError> {
     let failed = |source| {
@@ -87,7 +83,7 @@ pub(super) fn confine(
         // Newer versions work in two threads.
         seconds: patience.as_secs().saturating_add(1).saturating_mul(2),
     };
-    MKFS_EROFS.run(confined.command(), Work { about: layer, directory, image: &image }, lock, patience)?;
+    MKFS_EROFS.run(confined.command(), Work { about: layer, directory, image: &image }, patience)?;
     fchown(&image, Some(0), Some(0)).map_err(failed)?;
     let length = image.metadata().map_err(failed)?.len();
     image.set_len(length.next_multiple_of(PAGE).max(PAGE)).map_err(failed)?;
@@ -104,12 +100,7 @@ fn find(name: &str) -> Option<PathBuf> {
 
 /// Makes a sparse ext4 image of `bytes` bytes: a file without a name yet, on the file system of `directory`. It has no journal,
 /// since nobody reads it after its machine is gone; no reserved blocks; nothing that the guest's kernel would fill in later; few places written, so that it copies fast.
-pub(super) fn ext4(
-    directory: &Path,
-    bytes: u64,
-    lock: &NodeLock,
-    patience: Duration,
-) -> Result<File, RootfsError> {
+pub(super) fn ext4(directory: &Path, bytes: u64, patience: Duration) -> Result<File, RootfsError> {
     let made = unnamed::create(directory).and_then(|file| file.set_len(bytes).map(|()| file));
     let image = made.map_err(RootfsError::file(
         "make a template, which has no name (O_TMPFILE) until it is whole, in",
@@ -121,7 +112,7 @@ pub(super) fn ext4(
         .args(["-O", "^has_journal,^metadata_csum,^resize_inode,^64bit,uninit_bg,sparse_super2"])
         .args(["-E", "num_backup_sb=0,root_owner=0:0,lazy_itable_init=1"])
         .arg(format!("/proc/self/fd/{}", image.as_raw_fd()));
-    MKFS_EXT4.run(command, Work { about: directory, directory, image: &image }, lock, patience)?;
+    MKFS_EXT4.run(command, Work { about: directory, directory, image: &image }, patience)?;
     Ok(image)
 }
 
@@ -163,14 +154,8 @@ const MKFS_EXT4: Tool = Tool { name: "mkfs.ext4", package: "e2fsprogs", alone: f
 
 impl Tool {
     /// Runs the program.
-    fn run(
-        &self,
-        mut command: Command,
-        work: Work<'_>,
-        lock: &NodeLock,
-        patience: Duration,
-    ) -> Result<(), RootfsError> {
-        let inherited = [lock.as_raw_fd(), work.image.as_raw_fd()];
+    fn run(&self, mut command: Command, work: Work<'_>, patience: Duration) -> Result<(), RootfsError> {
+        let image = work.image.as_raw_fd();
         let failed = |source| RootfsError::File { what: "run", path: self.name.into(), source };
         let (heard, said) = io::pipe().map_err(failed)?;
         command.env_clear().env("PATH", PATH).current_dir("/");
@@ -182,10 +167,12 @@ impl Tool {
                 libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
                 // Whatever a library may have left open.
                 libc::syscall(libc::SYS_close_range, 3, u32::MAX, libc::CLOSE_RANGE_CLOEXEC);
-                if inherited.iter().any(|descriptor| libc::fcntl(*descriptor, libc::F_SETFD, 0) < 0) {
-                    return Err(io::Error::last_os_error());
+                // The program has the image, and nothing else of ours that it could write to.
+                if libc::fcntl(image, libc::F_SETFD, 0) < 0 {
+                    Err(io::Error::last_os_error())
+                } else {
+                    Ok(())
                 }
-                Ok(())
             });
         }
         let words = listen(heard).map_err(failed)?;
@@ -293,35 +280,29 @@ fn free_bytes(directory: &Path) -> io::Result<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::node_lock;
 
     #[test]
     fn a_program_that_does_not_end_is_ended_and_named() {
         let dir = tempfile::tempdir().unwrap();
-        let lock = node_lock::acquire(dir.path(), "a", Duration::ZERO).unwrap();
         let tool = Tool { name: "sleep", package: "coreutils", alone: false };
         let mut command = Command::new("sleep");
         command.arg("1000");
         let image = unnamed::create(dir.path()).unwrap();
         let work = Work { about: dir.path(), directory: dir.path(), image: &image };
-        let error = tool.run(command, work, &lock, Duration::from_millis(50)).unwrap_err();
+        let error = tool.run(command, work, Duration::from_millis(50)).unwrap_err();
         assert!(error.to_string().starts_with("sleep "), "{error}");
         assert!(error.to_string().contains("took more than 0 s (layer_seconds"), "{error}");
-        // With the program goes its copy of the lock.
-        drop(lock);
-        node_lock::acquire(dir.path(), "a", Duration::from_secs(10)).unwrap();
     }
 
     #[test]
     fn a_program_that_fails_is_quoted() {
         let dir = tempfile::tempdir().unwrap();
-        let lock = node_lock::acquire(dir.path(), "a", Duration::ZERO).unwrap();
         let tool = Tool { name: "sh", package: "dash", alone: false };
         let mut command = Command::new("sh");
         command.args(["-c", "head -c 200000 /dev/zero >&2; echo 'no more' >&2; exit 3"]);
         let image = unnamed::create(dir.path()).unwrap();
         let work = Work { about: dir.path(), directory: dir.path(), image: &image };
-        let error = tool.run(command, work, &lock, Duration::from_secs(60)).unwrap_err().to_string();
+        let error = tool.run(command, work, Duration::from_secs(60)).unwrap_err().to_string();
         assert!(error.starts_with("sh cannot make") && error.ends_with("(exit status: 3)"), "{error}");
     }
 }

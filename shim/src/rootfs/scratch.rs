@@ -66,13 +66,13 @@ fn template(templates: &Path, bytes: u64, patience: Duration) -> Result<File, Ro
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
         Err(_) => {}
     }
-    let lock = node_lock::acquire(templates, &name, patience)
+    let _lock = node_lock::acquire(templates, &name, patience)
         .map_err(RootfsError::file("lock the scratch disks' templates in", templates))?;
     if let Ok(file) = File::open(&path) {
         return Ok(file);
     }
     remove_old(templates, &boot);
-    let made = build::ext4(templates, bytes, &lock, patience)?;
+    let made = build::ext4(templates, bytes, patience)?;
     unnamed::name(&made, &path)
         .map_err(RootfsError::file("put in place the scratch disk's template", &path))?;
     Ok(made)

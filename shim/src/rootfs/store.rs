@@ -191,7 +191,7 @@ impl Maker<'_> {
 
     fn committed(&self, identity: &Identity) -> Result<Layer, RootfsError> {
         let key = &identity.key;
-        let lock =
+        let _lock =
             self.wait("the wait for another pod that makes the layer image of", &identity.path, || {
                 node_lock::acquire(self.directory, key, self.patience)
             })?;
@@ -203,7 +203,7 @@ impl Maker<'_> {
         let _turn = self.turn(&identity.path)?;
         let started = Instant::now();
         let directory = place.image.parent().unwrap_or(self.directory);
-        let made = build::erofs(&identity.path, directory, &uuid(key), &lock, self.patience)?;
+        let made = build::erofs(&identity.path, directory, &uuid(key), self.patience)?;
         // One that a power cut may have spoilt must not come under the new record if we are killed before the new one is in
         // its place.
         remove_if_there(&place.image)
@@ -233,11 +233,11 @@ impl Maker<'_> {
     }
 
     fn private(&self, source: &Path) -> Result<Layer, RootfsError> {
-        let turn = self.turn(source)?;
+        let _turn = self.turn(source)?;
         let mut unique = [0; 20];
         getrandom(&mut unique).map_err(RootfsError::file("read randomness for the image of", source))?;
         let key = identity::hex(unique.iter());
-        let made = build::erofs(source, self.directory, &uuid(&key), &turn, self.patience)?;
+        let made = build::erofs(source, self.directory, &uuid(&key), self.patience)?;
         // Who writes to it cannot be the one who maps it for a machine.
         let file =
             unnamed::reopen(&made).map_err(RootfsError::file("open the layer image in", self.directory))?;

@@ -153,11 +153,13 @@ fn range(of: &str, mappings: &[IdMapping]) -> Result<IdRange, TaskError> {
         TaskError::InvalidArgument(format!("the {of} of the pod's user namespace (hostUsers: false) {why}"))
     };
     match mappings {
-        [IdMapping { container_id: 0, host_id: first, length: size }] if *first > 0 && *size > 0 => {
+        [IdMapping { container_id: 0, host_id: first, length: size }]
+            if *first > 0 && *size > 0 && first.checked_add(*size).is_some() =>
+        {
             Ok(IdRange { first: *first, size: *size })
         }
         [one] => Err(refused(format!(
-            "must begin with 0 and be others than the node's root: {} of them are asked for, {} and on, as the node's {} and on",
+            "must begin with 0, be others than the node's root and end before 4294967295: {} of them are asked for, {} and on, as the node's {} and on",
             one.length, one.container_id, one.host_id
         ))),
         several => Err(refused(format!("must be in one range, and not in {}", several.len()))),
@@ -249,6 +251,7 @@ pub(super) mod tests {
             vec![mapping(1, 65_536, 5)],
             vec![mapping(0, 0, 5)],
             vec![mapping(0, 5, 0)],
+            vec![mapping(0, u32::MAX - 5, 6)],
         ] {
             let error = planned(&bad, &[groups]).unwrap_err().to_string();
             assert!(error.contains("the users of the pod's user namespace"), "{error}");

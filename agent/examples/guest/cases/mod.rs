@@ -52,6 +52,8 @@ pub fn run() {
             user_namespace::root_is_nobody_outside,
             user_namespace::network,
             user_namespace::dialled,
+            user_namespace::limits,
+            user_namespace::own_cgroups,
             user_namespace::volumes,
             user_namespace::shared_pids,
             user_namespace::refused,
@@ -217,6 +219,7 @@ async fn set_up(mut client: Client) {
         interfaces: vec![interface],
         routes: vec![route],
         user_namespace: USER_NAMESPACE.asked(),
+        tunables: [("net.ipv4.tcp_rmem".to_owned(), user_namespace::TCP_RMEM.to_owned())].into(),
         ..Default::default()
     };
     let (mut other, copy) = (client.clone(), request.clone());

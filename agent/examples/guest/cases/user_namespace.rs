@@ -11,6 +11,9 @@ use super::volumes::{empty_dir, file, link, pushed, with_binds};
 use crate::container::{Container, sh};
 use crate::host::{Client, FIRST_ID, IDS, process, spec, stream};
 
+/// What the node has `net.ipv4.tcp_rmem` set to.
+pub const TCP_RMEM: &str = "4096\t131072\t16777216";
+
 /// The guest's first process that has these words in its command line, and its owner.
 fn owner_of(words: &str) -> Option<u32> {
     use std::os::unix::fs::MetadataExt;
@@ -75,13 +78,13 @@ pub async fn network(client: Client) {
         "sh",
         "-c",
         "ip -o addr show | awk '{ print $2, $4 }'; ip link set eth0 mtu 1300 && echo set; \
-        ip route | grep -c 203.0.113; cat /proc/sys/net/ipv4/ip_unprivileged_port_start; ls /sys/class/net | tr '\\n' ' '",
+        ip route | grep -c 203.0.113; cat /proc/sys/net/ipv4/ip_unprivileged_port_start /proc/sys/net/ipv4/tcp_rmem; ls /sys/class/net | tr '\\n' ' '",
     ]);
     for set in ["bounding", "effective", "permitted"] {
         admin["process"]["capabilities"][set] = json!(["CAP_NET_ADMIN"]);
     }
     let (_, out, err) = Container::create(&client, "net", admin).await.unwrap().finish().await;
-    for words in ["lo 127.0.0.1/8", "eth0 10.9.8.7/24", "set\n1\n80\n", "eth0 lo "] {
+    for words in ["lo 127.0.0.1/8", "eth0 10.9.8.7/24", "set\n1\n80\n", TCP_RMEM, "eth0 lo "] {
         assert!(out.contains(words), "{words} is not in {out} {err}");
     }
 }
@@ -105,6 +108,30 @@ pub async fn dialled(mut client: Client) {
     answer.read_to_string(&mut text).await.unwrap();
     assert_eq!(text, "hello\n", "{id}");
     container.end().await;
+}
+
+pub async fn limits(client: Client) {
+    let mut limited = spec(&["sh", "-c", "ulimit -l; ulimit -H -l; ulimit -n; ulimit -H -n"]);
+    limited["process"]["rlimits"] = json!([
+        {"type": "RLIMIT_MEMLOCK", "soft": 1 << 30, "hard": 2_u64 << 30},
+        {"type": "RLIMIT_NOFILE", "soft": 100, "hard": 200}
+    ]);
+    let (_, out, err) = Container::create(&client, "limited", limited).await.unwrap().finish().await;
+    assert_eq!(out, "1048576\n2097152\n100\n200\n", "{err}");
+}
+
+pub async fn own_cgroups(client: Client) {
+    let script = "cd /sys/fs/cgroup; mkdir one && echo 0 > one/cgroup.procs && cat /proc/self/cgroup; echo 1 > memory.max || echo limit";
+    let of = async |options: Value| {
+        let mut spec = spec(&["sh", "-c", script]);
+        spec["mounts"][5]["options"] = options;
+        let (_, out, err) = Container::create(&client, "cgroups", spec).await.unwrap().finish().await;
+        (out, err)
+    };
+    let (out, err) = of(json!(["nosuid", "noexec", "nodev", "relatime", "rw"])).await;
+    assert_eq!(out, "0::/one\nlimit\n", "{err}");
+    let (out, err) = of(json!(["nosuid", "noexec", "nodev", "relatime", "ro"])).await;
+    assert_eq!(out, "limit\n", "{err}");
 }
 
 /// With the mappings that CRI gives mounts.
@@ -192,6 +219,11 @@ pub async fn refused(client: Client) {
     let mut nobody = spec(&["true"]);
     nobody["process"]["user"] = json!({"uid": IDS, "gid": 0});
     refusal(nobody, "does not exist").await;
+    for user in [json!({"uid": 0, "gid": IDS}), json!({"uid": 0, "gid": 0, "additionalGids": [5, IDS]})] {
+        let mut nobody = spec(&["true"]);
+        nobody["process"]["user"] = user;
+        refusal(nobody, "the group 65536 does not exist").await;
+    }
     let mut of_the_guest = spec(&["true"]);
     let namespaces = of_the_guest["linux"]["namespaces"].as_array_mut().unwrap();
     namespaces.retain(|namespace| namespace["type"] != "user");

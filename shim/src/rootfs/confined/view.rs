@@ -101,14 +101,20 @@ fn show(source: &Path, at: &Path, flags: MountFlags) -> Result<(), ConfineError>
     place().map_err(failed(format!("show it {}", source.display())))
 }
 
-/// Shows an open file, which may have no name: a link to where the kernel shows this process what it has open. A file without a
-/// name cannot be mounted.
+/// Shows an open file, which may have no name: a link to where the kernel shows this process what it has open, and of `/proc` no
+/// more. A file without a name cannot be mounted.
 fn show_image(image: RawFd) -> io::Result<()> {
-    const PROCESSES: &str = "proc";
+    const PROCESSES: &str = "processes";
+    const OPEN: &str = "open";
     fs::create_dir(PROCESSES)?;
-    // This process is alone in its process namespace, and of the node it shows nothing.
-    rustix::mount::mount("proc", PROCESSES, "proc", HARMLESS | MountFlags::NOEXEC, Some(c"subset=pid"))?;
-    symlink(format!("/{PROCESSES}/self/fd/{image}"), IMAGE.trim_start_matches('/'))
+    fs::create_dir(OPEN)?;
+    let flags = HARMLESS | MountFlags::NOEXEC;
+    // This process, alone in its process namespace, stays the same when it becomes the program.
+    rustix::mount::mount("proc", PROCESSES, "proc", flags, Some(c"subset=pid"))?;
+    rustix::mount::mount_bind(format!("{PROCESSES}/self/fd"), OPEN)?;
+    rustix::mount::unmount(PROCESSES, UnmountFlags::DETACH)?;
+    fs::remove_dir(PROCESSES)?;
+    symlink(format!("/{OPEN}/{image}"), IMAGE.trim_start_matches('/'))
 }
 
 #[cfg(test)]
