@@ -11,6 +11,7 @@ pub mod error;
 pub mod extents;
 pub mod init;
 pub mod log;
+pub mod mount_attributes;
 pub mod namespaces;
 pub mod network;
 pub mod oom;

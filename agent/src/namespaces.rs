@@ -9,7 +9,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{LinuxIdMapping, User};
@@ -256,30 +256,6 @@ pub fn within<T: Send>(
             .join()
             .unwrap_or_else(|_| Err(AgentError::Failed("a task in the pod's namespaces failed".to_owned())))
     })
-}
-
-/// Gives a mount that is in no namespace yet, of which `tree` is a descriptor, the mapping of a user namespace.
-///
-/// # Errors
-///
-/// When the kernel refuses, above all for a file system that does not know such mounts.
-pub fn map_ids(tree: &OwnedFd, user: BorrowedFd<'_>) -> io::Result<()> {
-    // SAFETY: all-zero is a valid value of this plain structure.
-    let mut attributes: libc::mount_attr = unsafe { std::mem::zeroed() };
-    attributes.attr_set = libc::MOUNT_ATTR_IDMAP;
-    attributes.userns_fd = user.as_raw_fd().unsigned_abs().into();
-    // SAFETY: the path is NUL-terminated, and `attributes`, whose size is told, lives through the call.
-    let done = unsafe {
-        libc::syscall(
-            libc::SYS_mount_setattr,
-            tree.as_raw_fd(),
-            c"".as_ptr(),
-            libc::AT_EMPTY_PATH,
-            &raw const attributes,
-            size_of::<libc::mount_attr>(),
-        )
-    };
-    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 #[cfg(test)]

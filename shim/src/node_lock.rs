@@ -19,14 +19,8 @@ const PAUSE: (Duration, Duration) = (Duration::from_millis(5), Duration::from_mi
 /// A held lock.
 #[derive(Debug)]
 pub struct NodeLock {
-    file: File,
-}
-
-impl AsRawFd for NodeLock {
-    /// The descriptor that holds the lock: a program that inherits it keeps it.
-    fn as_raw_fd(&self) -> i32 {
-        self.file.as_raw_fd()
-    }
+    /// The lock goes with it. Nobody else is given it: it can be written to.
+    _file: File,
 }
 
 /// Takes the lock on `name` in `directory`, waiting at most `patience` for whoever has it. Blocks.
@@ -43,7 +37,7 @@ pub fn acquire(directory: &Path, name: &str, patience: Duration) -> io::Result<N
 /// The file system's refusal.
 pub fn try_acquire(directory: &Path, name: &str) -> io::Result<Option<NodeLock>> {
     let file = open(directory)?;
-    Ok(try_place(&file, name, 0)?.then_some(NodeLock { file }))
+    Ok(try_place(&file, name, 0)?.then_some(NodeLock { _file: file }))
 }
 
 /// Takes one of `count` places called `name`, waiting at most `patience` for one to be free. Blocks.
@@ -57,7 +51,7 @@ pub fn acquire_any(directory: &Path, name: &str, count: usize, patience: Duratio
     loop {
         for place in 0..count.max(1) {
             if try_place(&file, name, place)? {
-                return Ok(NodeLock { file });
+                return Ok(NodeLock { _file: file });
             }
         }
         let left = until.saturating_duration_since(Instant::now());

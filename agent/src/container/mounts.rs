@@ -20,7 +20,8 @@ use rustix::mount::{
 use super::file_volumes;
 use super::mount_options::{self, Propagation};
 use crate::error::{AgentError, Attempt, Result};
-use crate::namespaces::{Namespaces, map_ids};
+use crate::mount_attributes::map_ids;
+use crate::namespaces::Namespaces;
 use crate::sync::lock;
 use crate::volumes::check_name;
 use crate::{paths, volumes};

@@ -12,7 +12,8 @@ use rustix::mount::{
 };
 
 use crate::error::{AgentError, Attempt, Result};
-use crate::namespaces::{Namespaces, map_ids};
+use crate::mount_attributes::map_ids;
+use crate::namespaces::Namespaces;
 use crate::{opening, paths, removal};
 
 /// Mounts an overlay of `layers` (topmost first) for a container and returns its path. With `namespaces` the owners that the

@@ -22,6 +22,7 @@ use super::join::{self, Exec};
 use super::message::{Reply, send};
 use super::program::plain;
 use super::user;
+use crate::mount_attributes::make_readonly;
 use crate::opening::{self, Proc};
 use crate::paths;
 use crate::sync::lock;
@@ -169,29 +170,6 @@ fn alone(cgroup: &Path) -> io::Result<OwnedFd> {
     let tree = open_tree(CWD, cgroup, flags)?;
     make_readonly(&tree)?;
     Ok(tree)
-}
-
-/// Makes a mount read-only, of which `tree` is a descriptor.
-///
-/// # Errors
-///
-/// When the kernel refuses.
-pub(super) fn make_readonly(tree: &OwnedFd) -> io::Result<()> {
-    // SAFETY: all-zero is a valid value of this plain structure.
-    let mut attributes: libc::mount_attr = unsafe { std::mem::zeroed() };
-    attributes.attr_set = libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV;
-    // SAFETY: the path is NUL-terminated, and `attributes`, whose size is told, lives through the call.
-    let made = unsafe {
-        libc::syscall(
-            libc::SYS_mount_setattr,
-            tree.as_raw_fd(),
-            c"".as_ptr(),
-            libc::AT_EMPTY_PATH,
-            &raw const attributes,
-            size_of::<libc::mount_attr>(),
-        )
-    };
-    if made == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Clones the calling thread as a process into the first of these cgroups that may have processes; `None` in the new one.

@@ -11,7 +11,7 @@ use rustix::fs::{Mode, OFlags, open};
 use rustix::io::{FdFlags, dup2, fcntl_setfd};
 use rustix::mount::{OpenTreeFlags, open_tree};
 
-use super::birth::make_readonly;
+use crate::mount_attributes::make_readonly;
 
 /// By what name the program is called to be the spawner.
 const NAME: &CStr = c"spawner";
