@@ -1,9 +1,8 @@
 //! The refusal of what a pod may not ask for.
 
-use serde::de::IgnoredAny;
-
 use crate::capability::addable;
 use crate::config::{Mode, PolicyConfig, Resolved};
+use crate::file_volumes::ALLOW_INLINE_CSI;
 use crate::pod::{Claim, Claims, Container, Pod, PodSpec, Volume};
 use crate::refusal::{ContainerViolation, HostField, Refusal, VolumeProblem, VolumeViolation};
 use crate::view::{ContainerView, SandboxView};
@@ -114,16 +113,24 @@ fn container_violation(container: &Container, allow: Resolved) -> ContainerViola
 
 fn volume_problem(volume: &Volume, claims: &Claims, config: &PolicyConfig) -> Option<VolumeProblem> {
     let guest = config.mode == Mode::Guest;
-    // What the kubelet mounts for the pod; an image's files are containerd's to mount, and not brought into the guest yet.
-    let refused =
-        |(kind, source): (&String, &Option<IgnoredAny>)| source.is_some() && (!guest || kind == "image");
-    let host_path = volume.host_path.as_ref().is_some_and(|host| config.host_path(&host.path).is_none());
+    if volume.host_path.as_ref().is_some_and(|host| config.host_path(&host.path).is_none()) {
+        return Some(config.refused_host_path());
+    }
     let inline = volume
         .csi
         .as_ref()
         .is_some_and(|csi| !config.resolve().inline_csi || !config.mounts_driver(&csi.driver));
-    if host_path || inline || volume.other.iter().any(refused) {
-        return Some(VolumeProblem::Type);
+    if inline {
+        return Some(VolumeProblem::Type { way_around: Some(ALLOW_INLINE_CSI) });
+    }
+    let mut sources = volume.other.iter().filter(|(_, source)| source.is_some()).map(|(kind, _)| kind);
+    let refused = |kind: &String| match kind.as_str() {
+        "image" => config.image_volume(),
+        // What the kubelet mounts for the pod.
+        _ => (!guest).then_some(VolumeProblem::Type { way_around: None }),
+    };
+    if let Some(problem) = sources.find_map(refused) {
+        return Some(problem);
     }
     let claim = volume.persistent_volume_claim.as_ref()?.claim_name.clone();
     match claims.get(&claim) {

@@ -61,6 +61,8 @@ pub struct Allow {
     pub capabilities: Option<bool>,
     /// CSI volumes that the pod's own spec describes (inline, ephemeral ones).
     pub inline_csi: Option<bool>,
+    /// Volumes that are an image's files (`image`), read-only.
+    pub image_volumes: Option<bool>,
 }
 
 impl PolicyConfig {
@@ -77,6 +79,7 @@ impl PolicyConfig {
             capabilities: allow.capabilities.unwrap_or(base),
             host_ports: base,
             inline_csi: allow.inline_csi.unwrap_or(base),
+            image_volumes: allow.image_volumes.unwrap_or(base),
         }
     }
 }
@@ -93,4 +96,5 @@ pub(crate) struct Resolved {
     pub capabilities: bool,
     pub host_ports: bool,
     pub inline_csi: bool,
+    pub image_volumes: bool,
 }

@@ -12,6 +12,14 @@ use crate::volumes::{below, is_normal};
 /// The volume plugin of CSI volumes.
 pub const CSI_PLUGIN: &str = "kubernetes.io/csi";
 
+// What would have volumes mounted that are of no type of Fargate's.
+pub(crate) const ALLOW_HOST_PATHS: &str =
+    "host_paths in [policy] of ravelin.toml lists the directories of the node that pods may mount";
+pub(crate) const ALLOW_INLINE_CSI: &str =
+    "inline_csi = true in [policy.allow] of ravelin.toml has such volumes mounted";
+pub(crate) const ALLOW_IMAGE_VOLUMES: &str =
+    "image_volumes = true in [policy.allow] of ravelin.toml has such volumes mounted";
+
 /// The kubelet's record of a CSI volume, `vol_data.json` beside its mount point; what it does not say is empty.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
@@ -66,6 +74,17 @@ impl PolicyConfig {
         granted.iter().filter(within).max_by_key(|host| host.path.len())
     }
 
+    /// What is said of a path of the host that pods may not mount.
+    pub(crate) fn refused_host_path(&self) -> VolumeProblem {
+        VolumeProblem::Type { way_around: (self.mode == Mode::Guest).then_some(ALLOW_HOST_PATHS) }
+    }
+
+    /// What is wrong with a volume that is an image's files, if anything is.
+    pub(crate) fn image_volume(&self) -> Option<VolumeProblem> {
+        let refused = VolumeProblem::Type { way_around: Some(ALLOW_IMAGE_VOLUMES) };
+        (!self.resolve().image_volumes).then_some(refused)
+    }
+
     /// Whether volumes of a CSI driver are mounted.
     pub(crate) fn mounts_driver(&self, driver: &str) -> bool {
         self.mode == Mode::Guest || self.csi_drivers.iter().any(|listed| listed == driver || listed == "*")
@@ -87,7 +106,7 @@ impl PolicyConfig {
         let unknown = CsiRecord::default();
         let record = csi.unwrap_or(&unknown);
         if record.lifecycle == "Ephemeral" && !self.resolve().inline_csi {
-            return violation(VolumeProblem::Type);
+            return violation(VolumeProblem::Type { way_around: Some(ALLOW_INLINE_CSI) });
         }
         if self.mounts_driver(&record.driver) {
             return None;

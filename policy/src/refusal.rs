@@ -2,8 +2,6 @@
 
 use std::fmt;
 
-use crate::config::Mode;
-
 /// Everything about a pod that is not supported; never empty when returned as an error.
 ///
 /// Its `Display` is the message AWS EKS Fargate's scheduler writes into the pod's events.
@@ -42,8 +40,11 @@ pub struct VolumeViolation {
 /// What is wrong with a volume.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum VolumeProblem {
-    /// Its source is of a type that is never supported.
-    Type,
+    /// Its source is of a type that Fargate does not know.
+    Type {
+        /// What would have it mounted all the same, in a sentence; the message does not tell it.
+        way_around: Option<&'static str>,
+    },
     /// Its claim does not exist.
     ClaimNotFound {
         /// The claim's name.
@@ -68,11 +69,6 @@ pub enum VolumeProblem {
         /// Kubernetes's volume plugin, such as `kubernetes.io/nfs`.
         plugin: String,
     },
-    /// A kind of volume that this version does not bring into the guest; Ravelin's own addition to the grammar.
-    NotYet {
-        /// Kubernetes's volume plugin, such as `kubernetes.io/image`.
-        plugin: String,
-    },
 }
 
 /// What is wrong with one container's security context.
@@ -90,27 +86,13 @@ impl Refusal {
     /// The reason code of the pod's `PodScheduled` condition that goes with this message.
     pub const REASON: &str = "POD_UNSUPPORTED_ON_FARGATE";
 
-    /// A way around that the message does not tell, in Ravelin's words; to be shown beside the message, which stays Fargate's. `mode` is
-    /// the one by which the refusal came about.
+    /// A way around that the message does not tell, in Ravelin's words; to be shown beside the message, which stays Fargate's. Of
+    /// several volumes the first one's.
     #[must_use]
-    pub fn way_around(&self, mode: Mode) -> Option<&'static str> {
-        let problem = |wanted: fn(&VolumeViolation) -> bool| self.volumes.iter().any(wanted);
-        if problem(|refused| matches!(refused.problem, VolumeProblem::InvalidVolume { driver: Some(_), .. }))
-        {
-            return Some(
-                "csi_drivers in [policy] of ravelin.toml lists the drivers whose volumes are mounted",
-            );
-        }
-        if problem(|refused| matches!(refused.problem, VolumeProblem::Mode { .. })) {
-            return Some("mode = \"guest\" in [policy] of ravelin.toml mounts them");
-        }
-        let host_path = |refused: &VolumeViolation| {
-            refused.problem == VolumeProblem::Type && refused.volume.starts_with('/')
-        };
-        if mode == Mode::Guest && problem(host_path) {
-            return Some(
-                "host_paths in [policy] of ravelin.toml lists the directories of the node that pods may mount",
-            );
+    pub fn way_around(&self) -> Option<&'static str> {
+        let of_a_volume = self.volumes.iter().find_map(|refused| refused.problem.way_around());
+        if of_a_volume.is_some() {
+            return of_a_volume;
         }
         let Self { fields, volumes, containers, ports: false } = self else { return None };
         let [ContainerViolation { capabilities, privilege_escalation: false, privileged: false }] =
@@ -136,6 +118,20 @@ impl Refusal {
     /// Returns itself if anything is.
     pub fn into_result(self) -> Result<(), Self> {
         if self.is_empty() { Ok(()) } else { Err(self) }
+    }
+}
+
+impl VolumeProblem {
+    /// What would have the volume mounted, if the configuration can.
+    fn way_around(&self) -> Option<&'static str> {
+        match self {
+            Self::Type { way_around } => *way_around,
+            Self::InvalidVolume { driver: Some(_), .. } => {
+                Some("csi_drivers in [policy] of ravelin.toml lists the drivers whose volumes are mounted")
+            }
+            Self::Mode { .. } => Some("mode = \"guest\" in [policy] of ravelin.toml mounts them"),
+            _ => None,
+        }
     }
 }
 
@@ -183,7 +179,7 @@ impl fmt::Display for VolumeViolation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let volume = &self.volume;
         match &self.problem {
-            VolumeProblem::Type => write!(f, "{volume} is of an unsupported volume Type"),
+            VolumeProblem::Type { .. } => write!(f, "{volume} is of an unsupported volume Type"),
             VolumeProblem::ClaimNotFound { claim } => {
                 write!(f, "{volume} not supported because: persistentvolumeclaim \"{claim}\" not found")
             }
@@ -201,9 +197,6 @@ impl fmt::Display for VolumeViolation {
                     f,
                     "{volume} not supported because: volumes of {plugin} are not supported in mode fargate"
                 )
-            }
-            VolumeProblem::NotYet { plugin } => {
-                write!(f, "{volume} not supported because: volumes of {plugin} are not supported yet")
             }
         }
     }

@@ -83,12 +83,13 @@ pub enum VolumeKind {
         /// The volume's name in the pod; of a claim, its persistent volume's.
         name: String,
     },
-    /// A kind of volume that this version does not bring into the guest.
-    NotYet {
-        /// Kubernetes's volume plugin, such as `kubernetes.io/nfs`.
-        plugin: String,
-        /// The volume's name.
-        name: String,
+    /// The files of an image, which containerd has mounted for the pod, or a part of them: served to the guest read-only, if the
+    /// policy grants it.
+    Image {
+        /// The image, by the digest of its manifest.
+        image: String,
+        /// Where the part lies below the image's directory; empty for the whole. It may lead through links of the image's.
+        sub_path: String,
     },
     /// A path that is not the pod's to mount.
     Unsupported(Unsupported),
@@ -138,13 +139,16 @@ impl VolumeKind {
         match self {
             Self::File { plugin, name } => policy.file_volume(plugin, name, csi),
             Self::Unsupported(Unsupported::HostPath) if policy.host_path(host_path).is_some() => None,
-            Self::NotYet { plugin, name } => Some(VolumeViolation {
-                volume: name.clone(),
-                problem: VolumeProblem::NotYet { plugin: plugin.clone() },
-            }),
-            Self::Unsupported(_) => {
-                Some(VolumeViolation { volume: host_path.to_owned(), problem: VolumeProblem::Type })
+            Self::Image { image, .. } => {
+                Some(VolumeViolation { volume: image.clone(), problem: policy.image_volume()? })
             }
+            Self::Unsupported(why) => Some(VolumeViolation {
+                volume: host_path.to_owned(),
+                problem: match why {
+                    Unsupported::HostPath => policy.refused_host_path(),
+                    _ => VolumeProblem::Type { way_around: None },
+                },
+            }),
             _ => None,
         }
     }
@@ -287,16 +291,21 @@ fn containerd(parts: &[&str], pod: PodIdentity<'_>) -> VolumeKind {
     match rest {
         ["sandboxes", id, name] => of_a_sandbox(id, name, pod),
         ["containers", _, "volumes", _] => VolumeKind::ImageDeclared,
-        ["image-volumes", name, ..] => {
-            VolumeKind::NotYet { plugin: "kubernetes.io/image".to_owned(), name: (*name).to_owned() }
+        ["image-volumes", id, ..] if !is_sandbox(id, pod) => VolumeKind::Unsupported(Unsupported::OtherPod),
+        ["image-volumes", _, image, sub_path @ ..] => {
+            VolumeKind::Image { image: (*image).to_owned(), sub_path: sub_path.join("/") }
         }
         _ => VolumeKind::Unsupported(Unsupported::Internal),
     }
 }
 
+fn is_sandbox(id: &str, pod: PodIdentity<'_>) -> bool {
+    !pod.sandbox_id.is_empty() && id == pod.sandbox_id
+}
+
 /// What containerd or the shim makes for a sandbox.
 fn of_a_sandbox(id: &str, name: &str, pod: PodIdentity<'_>) -> VolumeKind {
-    if pod.sandbox_id.is_empty() || id != pod.sandbox_id {
+    if !is_sandbox(id, pod) {
         return VolumeKind::Unsupported(Unsupported::OtherPod);
     }
     match name {

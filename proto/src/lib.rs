@@ -19,7 +19,7 @@ pub const CONTROL_PORT: u32 = 1024;
 pub const STREAM_PORT: u32 = 1025;
 
 /// Version of the protocol; `SetupSandbox` fails if the two sides differ.
-pub const PROTOCOL_VERSION: u32 = 6;
+pub const PROTOCOL_VERSION: u32 = 7;
 
 /// Largest gRPC message either side sends, and the agent accepts, in bytes.
 pub const MAX_MESSAGE_BYTES: usize = 4 << 20;

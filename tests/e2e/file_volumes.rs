@@ -8,7 +8,7 @@ use std::path::Path;
 use ravelin_tests::{Container, ContainerSpec, Host, Pod, Run, Volume, eventually, images};
 
 use crate::assert_says;
-use crate::start_failures::Away;
+use crate::start_failures::configured;
 
 /// What Fargate mounts.
 const EFS: &str = "efs.csi.aws.com";
@@ -285,17 +285,9 @@ fn the_guests_mode_mounts_paths_of_the_host_that_are_listed_and_all_that_the_kub
     let folder = Path::new("/var/e2e-host-paths");
     fs::create_dir_all(folder.join("rw")).unwrap();
     fs::write(folder.join("file"), "of the node").unwrap();
-    let pod = {
-        let file = "/etc/ravelin/ravelin.toml";
-        let old = fs::read_to_string(file).expect("the host has a configuration");
-        let _away = Away::take(file);
-        let policy = format!(
-            "\n[policy]\nmode = \"guest\"\nhost_paths = [\"{0}\", \"{0}/rw:rw\"]\n",
-            folder.display()
-        );
-        fs::write(file, old + &policy).unwrap();
-        host.pod().start()
-    };
+    let policy =
+        format!("[policy]\nmode = \"guest\"\nhost_paths = [\"{0}\", \"{0}/rw:rw\"]\n", folder.display());
+    let pod = configured(&policy, || host.pod().start());
     let share = Volume::of_plugin(&pod, "nfs", "share");
     let container = pod
         .container()

@@ -18,6 +18,7 @@ mod faults;
 mod file_volumes;
 #[path = "../hostile/mod.rs"]
 mod hostile;
+mod image_volumes;
 mod images;
 mod kvm;
 mod lifecycle;

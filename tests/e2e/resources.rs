@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use crate::report;
-use crate::start_failures::Away;
+use crate::start_failures::configured;
 
 #[test]
 fn a_container_killed_for_memory_is_reported_as_oom_killed() {
@@ -166,13 +166,8 @@ fn a_pod_lives_in_the_memory_that_the_kubelet_sets_apart_for_it() {
 fn a_guest_has_the_memory_that_its_pods_containers_may_use() {
     let Some(host) = Host::alone_with_ravelin() else { return };
     // 512 MiB of limits and 320 MiB of the RuntimeClass's overhead, and 256 MiB to be given later.
-    let pod = {
-        let file = "/etc/ravelin/ravelin.toml";
-        let old = fs::read_to_string(file).expect("the host has a configuration");
-        let _away = Away::take(file);
-        fs::write(file, format!("{old}\n[sizing]\nresize_headroom_mib = 256\n")).unwrap();
-        host.pod().sized(1000, 512).allowed(832).start()
-    };
+    let sized = || host.pod().sized(1000, 512).allowed(832).start();
+    let pod = configured("[sizing]\nresize_headroom_mib = 256\n", sized);
     let container = pod.container().idle().set("/linux/resources/memory_limit_in_bytes", 512 << 20).start();
     let update =
         |mib: u64| Run::crictl().args(["update", &format!("--memory={}", mib << 20), &container.id]).run();

@@ -151,6 +151,15 @@ impl Drop for Away {
     }
 }
 
+/// Does `work`, starting pods for example, while Ravelin's configuration has `text` as well.
+pub fn configured<T>(text: &str, work: impl FnOnce() -> T) -> T {
+    let file = "/etc/ravelin/ravelin.toml";
+    let old = fs::read_to_string(file).expect("the host has a configuration");
+    let _away = Away::take(file);
+    fs::write(file, format!("{old}\n{text}")).expect("the configuration can be written");
+    work()
+}
+
 /// A folder on a file system of its own that has almost no room, until this is dropped.
 pub struct Full {
     folder: PathBuf,

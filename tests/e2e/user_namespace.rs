@@ -14,7 +14,7 @@ const FIRST: u32 = 720_896;
 const IDS: u32 = 65_536;
 const NAMESPACE: &str = "/linux/security_context/namespace_options/userns_options";
 
-fn mapping() -> Value {
+pub fn mapping() -> Value {
     json!([{ "host_id": FIRST, "container_id": 0, "length": IDS }])
 }
 
@@ -32,11 +32,11 @@ fn host() -> Option<Host> {
     Host::shared_with_ravelin()
 }
 
-fn pod(host: &Host) -> PodSpec<'_> {
+pub fn pod(host: &Host) -> PodSpec<'_> {
     host.pod().sized(1000, 512).set(NAMESPACE, users())
 }
 
-fn container<'p>(pod: &'p Pod<'p>) -> ContainerSpec<'p> {
+pub fn container<'p>(pod: &'p Pod<'p>) -> ContainerSpec<'p> {
     pod.container().set(NAMESPACE, users())
 }
 

@@ -79,9 +79,14 @@ pub fn resolve(
                 )));
             }
         };
-        // A container's own directories have the pod's users already.
+        let mapped = match &source.source {
+            // A container's own directories have the pod's users already.
+            Some(api::mount_source::Source::OwnDirectory(_)) => true,
+            Some(api::mount_source::Source::FileVolume(volume)) => volume.mapped,
+            _ => false,
+        };
         if let Some(namespaces) = namespaces
-            && !matches!(source.source, Some(api::mount_source::Source::OwnDirectory(_)))
+            && !mapped
         {
             path = with_the_pods_users(id, index, &path, namespaces)?;
         }

@@ -28,7 +28,8 @@ fuzz_target!(|text: &str| {
     if let VolumeKind::Pushed { .. }
     | VolumeKind::EmptyDir { .. }
     | VolumeKind::SubPath { .. }
-    | VolumeKind::File { .. } = kind
+    | VolumeKind::File { .. }
+    | VolumeKind::Image { .. } = kind
     {
         let own = |id: &str| !id.is_empty() && path.split('/').any(|part| part == id);
         assert!(own(sandbox_id) || own(pod_uid), "{path:?} is {kind:?} of {pod:?}");

@@ -213,7 +213,9 @@ fn volumes_are_granted_by_driver_mode_and_path() {
     assert!(!granted(host, guest) && !granted(host, listed));
     assert!(granted(host, &format!("{guest}\n{listed}")));
     assert_eq!((granted(r#""iscsi": {}"#, any), granted(r#""iscsi": {}"#, guest)), (false, true));
-    assert!(!granted(r#""image": {}"#, guest));
+    let image = r#""image": {"reference": "x"}"#;
+    assert_eq!((granted(image, any), granted(image, guest)), (false, true));
+    assert!(granted(image, "allow.image_volumes = true"));
 }
 
 #[test]
@@ -298,10 +300,10 @@ fn a_debugging_container_is_told_the_way_around_beside_fargates_message() {
         debug.to_string(),
         "Pod not supported on Fargate: invalid SecurityContext fields: Capabilities added: SYS_PTRACE"
     );
-    assert!(debug.way_around(Mode::Fargate).unwrap().contains("--profile=baseline"));
-    assert_eq!(refusal(&["SYS_PTRACE", "NET_ADMIN"], false).way_around(Mode::Fargate), None);
-    assert_eq!(refusal(&["NET_ADMIN"], false).way_around(Mode::Fargate), None);
-    assert_eq!(refusal(&[], true).way_around(Mode::Fargate), None);
+    assert!(debug.way_around().unwrap().contains("--profile=baseline"));
+    assert_eq!(refusal(&["SYS_PTRACE", "NET_ADMIN"], false).way_around(), None);
+    assert_eq!(refusal(&["NET_ADMIN"], false).way_around(), None);
+    assert_eq!(refusal(&[], true).way_around(), None);
     // Of a volume the key that would grant it.
     let volume = |problem| Refusal {
         volumes: vec![VolumeViolation { volume: "/data".to_owned(), problem }],
@@ -309,13 +311,17 @@ fn a_debugging_container_is_told_the_way_around_beside_fargates_message() {
     };
     let driver = Some("x".to_owned());
     let invalid = VolumeProblem::InvalidVolume { claim: None, volume: "pv".to_owned(), driver };
-    assert!(volume(invalid).way_around(Mode::Fargate).unwrap().starts_with("csi_drivers in [policy]"));
     let nfs = VolumeProblem::Mode { plugin: "kubernetes.io/nfs".to_owned() };
-    assert!(volume(nfs).way_around(Mode::Fargate).unwrap().starts_with("mode = \"guest\""));
-    assert!(
-        volume(VolumeProblem::Type).way_around(Mode::Guest).unwrap().starts_with("host_paths in [policy]")
-    );
-    assert_eq!(volume(VolumeProblem::Type).way_around(Mode::Fargate), None);
+    let guest = PolicyConfig { mode: Mode::Guest, ..PolicyConfig::default() };
+    for (problem, key) in [
+        (invalid, "csi_drivers in [policy]"),
+        (nfs, "mode = \"guest\""),
+        (guest.refused_host_path(), "host_paths in [policy]"),
+        (PolicyConfig::default().image_volume().unwrap(), "image_volumes = true in [policy.allow]"),
+    ] {
+        assert!(volume(problem).way_around().unwrap().starts_with(key), "{key}");
+    }
+    assert_eq!(volume(PolicyConfig::default().refused_host_path()).way_around(), None);
 }
 
 #[test]
@@ -349,7 +355,7 @@ fn a_field_that_is_null_is_absent() {
 #[test]
 fn a_container_is_refused_for_what_it_shows() {
     let config = PolicyConfig::default();
-    let volume = VolumeViolation { volume: "/".to_owned(), problem: VolumeProblem::Type };
+    let volume = VolumeViolation { volume: "/".to_owned(), problem: config.refused_host_path() };
     let mut view = ContainerView {
         privileged: true,
         added_capabilities: vec!["ALL".to_owned()],

@@ -12,8 +12,8 @@ fn pushed(kind: PushedKind, name: &str) -> VolumeKind {
     VolumeKind::Pushed { kind, name: name.to_owned() }
 }
 
-fn not_yet(plugin: &str, name: &str) -> VolumeKind {
-    VolumeKind::NotYet { plugin: plugin.to_owned(), name: name.to_owned() }
+fn image(image: &str, sub_path: &str) -> VolumeKind {
+    VolumeKind::Image { image: image.to_owned(), sub_path: sub_path.to_owned() }
 }
 
 fn file(plugin: &str, name: &str) -> VolumeKind {
@@ -64,10 +64,8 @@ fn paths_of_containerd_are_told_apart() {
         ("/run/containerd/io.containerd.cri.v1.runtime/sandboxes/5c1f3e/shm", VolumeKind::Shm),
         ("/run/containerd/io.containerd.sandbox.controller.v1.shim/k8s.io/5c1f3e/shm", VolumeKind::Shm),
         ("/var/lib/containerd/io.containerd.grpc.v1.cri/containers/ab/volumes/cd", VolumeKind::ImageDeclared),
-        (
-            "/run/containerd/io.containerd.grpc.v1.cri/image-volumes/sha256-1/x",
-            not_yet("kubernetes.io/image", "sha256-1"),
-        ),
+        ("/run/containerd/io.containerd.grpc.v1.cri/image-volumes/5c1f3e/ab12", image("ab12", "")),
+        ("/run/containerd/io.containerd.grpc.v1.cri/image-volumes/5c1f3e/ab12/usr/x", image("ab12", "usr/x")),
     ] {
         assert_eq!(kind(path), expected, "{path}");
     }
@@ -172,10 +170,10 @@ fn violations_name_the_volume_or_its_path() {
         text(&format!("/var/lib/kubelet/pods/{UID}/volumes/kubernetes.io~nfs/share")).unwrap(),
         "share not supported because: volumes of kubernetes.io/nfs are not supported in mode fargate"
     );
-    assert_eq!(
-        text("/run/containerd/io.containerd.grpc.v1.cri/image-volumes/sha256-1/x").unwrap(),
-        "sha256-1 not supported because: volumes of kubernetes.io/image are not supported yet"
-    );
+    let image = "/run/containerd/io.containerd.grpc.v1.cri/image-volumes/5c1f3e/ab12/x";
+    assert_eq!(text(image).unwrap(), "ab12 is of an unsupported volume Type");
+    let granted: PolicyConfig = toml::from_str("allow.image_volumes = true").unwrap();
+    assert_eq!(kind(image).violation(image, None, &granted), None);
     assert_eq!(text(&format!("/var/lib/kubelet/pods/{UID}/etc-hosts")), None);
 }
 

@@ -80,7 +80,7 @@ pub fn judge(
     check_container(&view, policy).map_err(|refusal| {
         let missing =
             spec::host_mounts(spec).find_map(|(_, source)| missing_root(source, identity, &pod.roots));
-        let way_around = match (missing, refusal.way_around(policy.mode)) {
+        let way_around = match (missing, refusal.way_around()) {
             (Some((key, root)), _) => format!(
                 " (if this node's {key} keeps its files in {root}, name that directory as well in {key} of [roots] in ravelin.toml)"
             ),

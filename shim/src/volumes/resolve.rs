@@ -55,10 +55,14 @@ impl Resolver<'_> {
             VolumeKind::Shm => Ok(Source::Shm(Empty {})),
             // Whether the pod may have it was judged before, as was that of a subPath.
             VolumeKind::File { .. } => {
-                self.served(path.to_owned(), paths.roots.clone(), false, String::new()).await
+                let volume = self.served(path.to_owned(), paths.roots.clone(), false).await?;
+                Ok(Source::FileVolume(volume))
             }
-            VolumeKind::NotYet { plugin, name } => {
-                Err(VolumeError::NotSupported(format!("the volume {name} of the kind {plugin}")))
+            VolumeKind::Image { sub_path, .. } => {
+                let whole = path.strip_suffix(&sub_path).unwrap_or(path).trim_end_matches('/');
+                let volume = self.served(whole.to_owned(), paths.roots.clone(), true).await?;
+                // containerd lays the layers with the mapping of the pod's user namespace over one another.
+                Ok(Source::FileVolume(FileVolume { sub_path, mapped: true, ..volume }))
             }
             // Writable also where the root is read-only; what is written goes to the container's own writable layer.
             VolumeKind::ImageDeclared => Ok(Source::OwnDirectory(Empty {})),
@@ -106,7 +110,8 @@ impl Resolver<'_> {
             }
             VolumeKind::File { .. } => {
                 let sub_path = self.inside(path, &whole).await?;
-                self.served(whole, self.shared.paths.roots.clone(), false, sub_path).await
+                let volume = self.served(whole, self.shared.paths.roots.clone(), false).await?;
+                Ok(Source::FileVolume(FileVolume { sub_path, ..volume }))
             }
             VolumeKind::Pushed { .. } => self.push(path, false).await,
             _ => Err(VolumeError::Refused(path.to_owned())),
@@ -125,23 +130,17 @@ impl Resolver<'_> {
         let granted = self.shared.paths.policy.host_path(path);
         let granted = granted.ok_or_else(|| VolumeError::Refused(path.to_owned()))?;
         let roots = Roots { kubelet: vec![granted.path.clone()], containerd: Vec::new() };
-        self.served(path.to_owned(), roots, !granted.writable, String::new()).await
+        Ok(Source::FileVolume(self.served(path.to_owned(), roots, !granted.writable).await?))
     }
 
-    /// A directory that is served to the guest, found below one of `roots`, or a part of it.
-    async fn served(
-        &self,
-        path: String,
-        roots: Roots,
-        read_only: bool,
-        sub_path: String,
-    ) -> Result<Source, VolumeError> {
+    /// A directory that is served to the guest, found below one of `roots`.
+    async fn served(&self, path: String, roots: Roots, read_only: bool) -> Result<FileVolume, VolumeError> {
         let whole = path.clone();
         let directory =
             self.shared.of_the_node(&path, move || files::open(&whole, &roots, read_only)).await?;
         let number = self.shared.server.serve(directory).await;
         let number = number.map_err(|message| VolumeError::Serve { path, message })?;
-        Ok(Source::FileVolume(FileVolume { number, sub_path }))
+        Ok(FileVolume { number, sub_path: String::new(), mapped: false })
     }
 
     async fn termination_log(&self, index: usize, path: &str) -> Result<Source, VolumeError> {

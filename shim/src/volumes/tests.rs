@@ -309,7 +309,8 @@ async fn directories_that_the_kubelet_has_mounted_are_served() {
     node.file(&claim.join("inside"), "one");
     node.file(&share.join("inside"), "two");
     let (spec, sources) = node.resolve("a", &[&claim, &share]).await.unwrap();
-    let volume = |number| Some(Source::FileVolume(FileVolume { number, sub_path: String::new() }));
+    let volume =
+        |number| Some(Source::FileVolume(FileVolume { number, sub_path: String::new(), mapped: false }));
     assert_eq!((&sources[0].source, &sources[1].source), (&volume(7), &volume(8)));
     assert!(
         spec.mounts().iter().flatten().skip(1).all(|mount| mount.source().as_deref() == Some(Path::new("")))
