@@ -7,15 +7,12 @@
 //! This module looks at the text of a path alone. Who opens the path must refuse symbolic links in it
 //! (`openat2` with `RESOLVE_NO_SYMLINKS`), or the text proves nothing.
 
-use serde::Deserialize;
-
 use crate::config::PolicyConfig;
 use crate::file_volumes::{CSI_PLUGIN, CsiRecord};
 use crate::refusal::{VolumeProblem, VolumeViolation};
 
 /// Directories under which the kubelet and containerd keep what they make for pods.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Roots {
     /// The kubelet's root directories.
     pub kubelet: Vec<String>,

@@ -6,7 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use ravelin_policy::{PolicyConfig, Roots, SizingConfig};
+use ravelin_policy::{PolicyConfig, SizingConfig};
 use serde::Deserialize;
 
 use check::Problem;
@@ -31,9 +31,19 @@ pub struct Config {
     /// How big machines are.
     pub sizing: SizingConfig,
     /// Directories in which the kubelet and containerd keep what they make for pods.
-    pub roots: Roots,
+    pub roots: RootsConfig,
     /// How long things may take.
     pub timeouts: Timeouts,
+}
+
+/// `[roots]`: what is not said is found.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RootsConfig {
+    /// The kubelet's root directories (`--root-dir`).
+    pub kubelet: Option<Vec<String>>,
+    /// containerd's `root` and `state` directories.
+    pub containerd: Option<Vec<String>>,
 }
 
 /// `[vmm]`.

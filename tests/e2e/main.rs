@@ -27,6 +27,7 @@ mod network;
 mod policy;
 mod process_attributes;
 mod resources;
+mod roots;
 mod sandbox_api;
 mod security;
 mod shim_protocol;

@@ -75,7 +75,7 @@ fn paths(config: &Config) -> Result<(), Problem> {
         [("roots.kubelet", &config.roots.kubelet), ("roots.containerd", &config.roots.containerd)]
     {
         // Paths are judged by their text: a root that is written in another way than the paths below it has none.
-        if let Some(root) = roots.iter().find(|root| !is_root(root)) {
+        if let Some(root) = roots.iter().flatten().find(|root| !is_root(root)) {
             let rule = "absolute paths other than /, without `.`, `..`, `//` and a slash at the end";
             return problem(key, format!("{root:?}"), rule);
         }

@@ -15,8 +15,6 @@ use crate::state;
 
 /// The newest of Landlock's interfaces that rights are taken from; an older kernel denies what it knows.
 const NEWEST: ABI = ABI::V6;
-/// Files that are there.
-const CONTENT: BitFlags<AccessFs> = make_bitflags!(AccessFs::{WriteFile | Truncate});
 /// Files and directories that come and go.
 const TREE: BitFlags<AccessFs> =
     make_bitflags!(AccessFs::{WriteFile | Truncate | MakeReg | RemoveFile | MakeDir | RemoveDir | Refer});
@@ -49,8 +47,6 @@ impl Writable {
         ];
         // Its own socket goes at the end, and those of abandoned pods.
         all.extend(socket.parent().map(|directory| (directory.to_owned(), AccessFs::RemoveFile.into())));
-        // Termination messages, in files that the kubelet has made.
-        all.extend(config.roots.kubelet.iter().map(|root| (root.into(), CONTENT)));
         all.into_iter().map(|(path, rights)| Self { path, rights }).collect()
     }
 }
@@ -101,7 +97,7 @@ mod tests {
     #[test]
     fn what_is_not_the_shims_is_written_by_unrestricted_work_only() {
         let directory = tempfile::tempdir().unwrap();
-        for name in ["tree", "content", "others"] {
+        for name in ["tree", "others"] {
             fs::create_dir(directory.path().join(name)).unwrap();
             fs::write(directory.path().join(name).join("file"), "old").unwrap();
         }
@@ -124,8 +120,7 @@ mod tests {
     fn in_a_process_of_its_own() {
         let directory = PathBuf::from(std::env::var_os(DIRECTORY).unwrap());
         let at = |path: &str| directory.join(path);
-        let writable = [("tree", TREE), ("content", CONTENT), ("nowhere", TREE)]
-            .map(|(name, rights)| Writable { path: at(name), rights });
+        let writable = ["tree", "nowhere"].map(|name| Writable { path: at(name), rights: TREE });
         rustix::thread::set_no_new_privs(true).unwrap();
         if !restrict(&writable).unwrap() {
             eprintln!("skipped: the kernel has no Landlock");
@@ -140,9 +135,10 @@ mod tests {
         fs::create_dir_all(at("tree/a/b")).unwrap();
         fs::rename(at("tree/file"), at("tree/a/file")).unwrap();
         fs::remove_dir_all(at("tree/a")).unwrap();
-        overwrite("content/file").unwrap();
-        assert!(denied(fs::write(at("content/new"), "")));
-        assert!(denied(fs::remove_file(at("content/file"))));
+        fs::write(at("tree/file"), "new").unwrap();
+        overwrite("tree/file").unwrap();
+        assert!(denied(fs::write(at("others/new"), "")));
+        assert!(denied(fs::remove_file(at("others/file"))));
         assert!(denied(overwrite("others/file")));
         assert!(denied(fs::create_dir(at("others/directory"))));
         assert!(denied(fs::rename(at("others/file"), at("tree/file"))));

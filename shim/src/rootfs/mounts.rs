@@ -15,6 +15,15 @@ pub struct RootfsMount {
     pub options: Vec<String>,
 }
 
+impl RootfsMount {
+    /// Paths of the host that it names; some may be no more than the beginning of one.
+    pub(crate) fn paths(&self) -> impl Iterator<Item = &str> {
+        let of_options =
+            self.options.iter().filter_map(|option| option.split_once('=')).map(|(_, path)| path);
+        of_options.chain([self.source.as_str()]).filter(|path| path.starts_with('/'))
+    }
+}
+
 /// A directory that becomes a layer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Source {

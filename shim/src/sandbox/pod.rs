@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
-use ravelin_policy::Roots;
 use ravelin_proto::agent::{Empty, event};
 
 use super::file_server::{FileServer, Settings};
@@ -15,7 +14,7 @@ use crate::agent::Agent;
 use crate::config::Config;
 use crate::extents::Extents;
 use crate::rootfs::LayerStore;
-use crate::volumes::{Guest, PodPaths, PodVolumes};
+use crate::volumes::{Guest, NodeRoots, PodPaths, PodVolumes};
 
 /// Pids of 64-bit Linux are below this (`PID_MAX_LIMIT`).
 const PID_MAX_LIMIT: u32 = 1 << 22;
@@ -30,7 +29,7 @@ pub struct Pod {
     /// The pod may have the guest's IPC objects for the host's.
     pub host_ipc: bool,
     /// Where the kubelet and containerd keep what they make for pods.
-    pub roots: Roots,
+    pub roots: Arc<NodeRoots>,
     /// The files that containerd does not make for it.
     pub files: Option<PodFiles>,
     /// The agent.
@@ -58,12 +57,13 @@ impl Pod {
             sandbox_id: plan.sandbox_id.clone(),
             deadline: config.call_deadline(),
         };
+        let roots = Arc::new(NodeRoots::new(&config.roots));
         let file_server = Arc::new(FileServer::new(settings, agent.machine().clone()));
         Self {
             sandbox_id: plan.sandbox_id.clone(),
             pod_uid: plan.pod_uid.clone(),
             host_ipc: plan.host_ipc,
-            roots: config.roots.clone(),
+            roots: Arc::clone(&roots),
             files: plan.files.clone(),
             volumes: PodVolumes::new(
                 Guest::new(agent.client(), config.call_deadline()),
@@ -72,7 +72,7 @@ impl Pod {
                     sandbox_id: plan.sandbox_id.clone(),
                     pod_uid: plan.pod_uid.clone(),
                     host_ipc: plan.host_ipc,
-                    roots: config.roots.clone(),
+                    roots,
                     policy: config.policy.clone(),
                 },
             ),

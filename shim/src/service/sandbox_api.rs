@@ -33,6 +33,7 @@ use crate::process::Phase;
 use crate::sandbox::plan::Plan;
 use crate::sandbox::{self, Api, PodFiles, Sandbox};
 use crate::stats;
+use crate::volumes::NodeRoots;
 
 /// CRI's words for a sandbox's state.
 const READY: &str = "SANDBOX_READY";
@@ -98,13 +99,15 @@ impl Service {
     /// Whether what is put into the bundle will be known again when containers mount it.
     fn check_bundle(&self, id: &str, directory: &Path) -> Result<(), TaskError> {
         let pod = PodIdentity { sandbox_id: id, pod_uid: "", host_ipc: false };
-        let hosts = directory.join("hosts");
-        match classify(&hosts.to_string_lossy(), pod, &self.config.roots) {
+        let (hosts, roots) = (directory.join("hosts"), NodeRoots::new(&self.config.roots));
+        roots.learn_containerd(directory, &[]);
+        let roots = roots.known();
+        match classify(&hosts.to_string_lossy(), pod, &roots) {
             VolumeKind::Pushed { kind: PushedKind::EtcHosts, .. } => Ok(()),
             _ => Err(TaskError::InvalidArgument(format!(
                 "the bundle {} of the sandbox {id} is not where containerd is said to keep such: name its state directory in [roots] containerd of Ravelin's configuration, which has {:?}",
                 directory.display(),
-                self.config.roots.containerd
+                roots.containerd
             ))),
         }
     }

@@ -19,6 +19,7 @@ use crate::rootfs::{RootfsMount, maps_ids};
 use crate::sandbox::{ContainerLimits, Pod};
 use crate::spec::{self, PidNamespace};
 use crate::stdio::{Fifos, Io, Paths};
+use crate::sync::{Cancelled, blocking};
 use crate::volumes::FileVolumes;
 
 /// What containerd asks for.
@@ -71,15 +72,16 @@ pub fn judge(
     policy: &PolicyConfig,
 ) -> Result<(), TaskError> {
     let identity = PodIdentity { sandbox_id: &pod.sandbox_id, pod_uid: &pod.pod_uid, host_ipc: pod.host_ipc };
+    let roots = pod.roots.known();
     let mut view = ContainerView::from_spec(spec, bounding);
     let violation = |source: &str| match files.get(source) {
         Some(file) => file.violation(source, policy),
-        None => classify(source, identity, &pod.roots).violation(source, None, policy),
+        None => classify(source, identity, &roots).violation(source, None, policy),
     };
     view.unsupported_volumes.extend(spec::host_mounts(spec).filter_map(|(_, source)| violation(source)));
     check_container(&view, policy).map_err(|refusal| {
         let missing =
-            spec::host_mounts(spec).find_map(|(_, source)| missing_root(source, identity, &pod.roots));
+            spec::host_mounts(spec).find_map(|(_, source)| missing_root(source, identity, &roots));
         let way_around = match (missing, refusal.way_around()) {
             (Some((key, root)), _) => format!(
                 " (if this node's {key} keeps its files in {root}, name that directory as well in {key} of [roots] in ravelin.toml)"
@@ -114,6 +116,13 @@ pub async fn create(
     cancelled: &CancellationToken,
 ) -> Result<Container, TaskError> {
     let (mut spec, bounding) = spec::load_container(Path::new(&request.bundle)).map_err(TaskError::failed)?;
+    pod.roots.learn_containerd(Path::new(&request.bundle), &request.rootfs);
+    let (pod_of, spec_of) = (Arc::clone(&pod), spec.clone());
+    let learn = move || {
+        pod_of.roots.learn_kubelet(&spec_of, &pod_of.pod_uid);
+        Ok::<_, Cancelled>(())
+    };
+    blocking(learn).await.map_err(TaskError::failed)?;
     let sources = spec::host_mounts(&spec).map(|(_, source)| source.to_owned()).collect();
     let files = pod.volumes.look(sources).await.map_err(TaskError::failed)?;
     judge(&spec, &bounding, &files, &pod, policy)?;

@@ -67,14 +67,14 @@ impl FileVolume {
 pub(super) fn look(host_path: &str, paths: &PodPaths) -> Option<FileVolume> {
     let (whole, kind) = match paths.classify(host_path) {
         VolumeKind::SubPath { volume, .. } => {
-            let whole = subpath::find_volume(host_path, &volume, &paths.roots).ok()?;
+            let whole = subpath::find_volume(host_path, &volume, &paths.roots.known()).ok()?;
             let kind = paths.classify(&whole);
             (whole, kind)
         }
         kind => (host_path.to_owned(), kind),
     };
     let VolumeKind::File { plugin, .. } = &kind else { return None };
-    let csi = if plugin == CSI_PLUGIN { record(&whole, &paths.roots) } else { None };
+    let csi = if plugin == CSI_PLUGIN { record(&whole, &paths.roots.known()) } else { None };
     Some(FileVolume { kind, csi })
 }
 

@@ -10,6 +10,7 @@ mod files;
 mod guest;
 mod host;
 mod resolve;
+mod roots;
 mod subpath;
 mod termination;
 #[cfg(test)]
@@ -22,7 +23,7 @@ use std::io;
 use std::sync::{Arc, Mutex};
 
 use oci_spec::runtime::Spec;
-use ravelin_policy::{PodIdentity, PolicyConfig, Roots, VolumeKind, classify};
+use ravelin_policy::{PodIdentity, PolicyConfig, VolumeKind, classify};
 use ravelin_proto::agent::MountSource;
 use tokio::task::JoinHandle;
 
@@ -32,6 +33,7 @@ use crate::sync::{Cancelled, blocking, lock};
 pub use files::{Directory, FileVolume, FileVolumes, Identity, Serve};
 pub use guest::Guest;
 use resolve::Resolver;
+pub use roots::NodeRoots;
 use termination::TerminationLog;
 use watch::Pushed;
 
@@ -93,7 +95,7 @@ pub enum VolumeError {
 }
 
 /// The names and places by which the pod's own paths are known.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct PodPaths {
     /// containerd's id of the sandbox.
     pub sandbox_id: String,
@@ -102,7 +104,7 @@ pub struct PodPaths {
     /// The pod was allowed `hostIPC`.
     pub host_ipc: bool,
     /// Where the kubelet and containerd keep pods' files.
-    pub roots: Roots,
+    pub roots: Arc<NodeRoots>,
     /// What the pod may mount of the node.
     pub policy: PolicyConfig,
 }
@@ -111,7 +113,7 @@ impl PodPaths {
     fn classify(&self, path: &str) -> VolumeKind {
         let pod =
             PodIdentity { sandbox_id: &self.sandbox_id, pod_uid: &self.pod_uid, host_ipc: self.host_ipc };
-        classify(path, pod, &self.roots)
+        classify(path, pod, &self.roots.known())
     }
 }
 

@@ -9,6 +9,7 @@ use ravelin_proto::agent::{Empty, EmptyDir, FileVolume, MountSource, PushedVolum
 use super::termination::TerminationLog;
 use super::watch::Pushed;
 use super::{Shared, VolumeError, files, host, subpath};
+use crate::privileges::unrestricted;
 use crate::spec::is_bind;
 use crate::sync::{blocking, lock};
 
@@ -55,12 +56,12 @@ impl Resolver<'_> {
             VolumeKind::Shm => Ok(Source::Shm(Empty {})),
             // Whether the pod may have it was judged before, as was that of a subPath.
             VolumeKind::File { .. } => {
-                let volume = self.served(path.to_owned(), paths.roots.clone(), false).await?;
+                let volume = self.served(path.to_owned(), Roots::clone(&paths.roots.known()), false).await?;
                 Ok(Source::FileVolume(volume))
             }
             VolumeKind::Image { sub_path, .. } => {
                 let whole = path.strip_suffix(&sub_path).unwrap_or(path).trim_end_matches('/');
-                let volume = self.served(whole.to_owned(), paths.roots.clone(), true).await?;
+                let volume = self.served(whole.to_owned(), Roots::clone(&paths.roots.known()), true).await?;
                 // containerd lays the layers with the mapping of the pod's user namespace over one another.
                 Ok(Source::FileVolume(FileVolume { sub_path, mapped: true, ..volume }))
             }
@@ -85,7 +86,7 @@ impl Resolver<'_> {
 
     async fn empty_dir(&self, path: &str, name: String, sub_path: String) -> Result<Source, VolumeError> {
         let (path, shared) = (path.to_owned(), Arc::clone(self.shared));
-        let facts = blocking(move || host::empty_dir(&path, &shared.paths.roots)).await?;
+        let facts = blocking(move || host::empty_dir(&path, &shared.paths.roots.known())).await?;
         Ok(Source::EmptyDir(EmptyDir {
             name,
             mode: facts.mode,
@@ -101,7 +102,7 @@ impl Resolver<'_> {
     /// a part of pushed content is pushed by itself and, as Kubernetes has it, changes only when its container is made anew.
     async fn sub_path(&self, path: &str, volume: &str) -> Result<Source, VolumeError> {
         let (bound, name, shared) = (path.to_owned(), volume.to_owned(), Arc::clone(self.shared));
-        let find = move || subpath::find_volume(&bound, &name, &shared.paths.roots);
+        let find = move || subpath::find_volume(&bound, &name, &shared.paths.roots.known());
         let whole = self.shared.of_the_node(path, find).await?;
         match self.shared.paths.classify(&whole) {
             VolumeKind::EmptyDir { name } => {
@@ -110,7 +111,8 @@ impl Resolver<'_> {
             }
             VolumeKind::File { .. } => {
                 let sub_path = self.inside(path, &whole).await?;
-                let volume = self.served(whole, self.shared.paths.roots.clone(), false).await?;
+                let volume =
+                    self.served(whole, Roots::clone(&self.shared.paths.roots.known()), false).await?;
                 Ok(Source::FileVolume(FileVolume { sub_path, ..volume }))
             }
             VolumeKind::Pushed { .. } => self.push(path, false).await,
@@ -121,7 +123,7 @@ impl Resolver<'_> {
     /// Where in the volume at `whole` the part that is bound at `path` lies.
     async fn inside(&self, path: &str, whole: &str) -> Result<String, VolumeError> {
         let (bound, of, shared) = (path.to_owned(), whole.to_owned(), Arc::clone(self.shared));
-        self.shared.of_the_node(path, move || subpath::inside(&bound, &of, &shared.paths.roots)).await
+        self.shared.of_the_node(path, move || subpath::inside(&bound, &of, &shared.paths.roots.known())).await
     }
 
     /// A directory of the node that the policy grants to pods; it may lie behind symbolic links, and what the pod names below it
@@ -146,8 +148,10 @@ impl Resolver<'_> {
     async fn termination_log(&self, index: usize, path: &str) -> Result<Source, VolumeError> {
         let (owned, shared) = (path.to_owned(), Arc::clone(self.shared));
         let name = Pushed::guest_name(&format!("{}/{index}", self.container_id));
-        let (log, request) =
-            blocking(move || TerminationLog::open(&owned, name, &shared.paths.roots)).await?;
+        let (log, request) = unrestricted("termination-log", move || {
+            TerminationLog::open(&owned, name, &shared.paths.roots.known())
+        })
+        .await?;
         self.shared.guest.push(path, request).await?;
         let volume = log.volume.clone();
         lock(&self.shared.logs).entry(self.container_id.to_owned()).or_default().push(log);

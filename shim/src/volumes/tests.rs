@@ -15,7 +15,8 @@ use ravelin_proto::agent::{Empty, FileVolume, MountSource, PushVolumeRequest, Re
 use serde_json::json;
 
 use super::guest::VolumeCalls;
-use super::{Directory, Guest, PodPaths, PodVolumes, Serve, VolumeError, files, tree};
+use super::{Directory, Guest, NodeRoots, PodPaths, PodVolumes, Serve, VolumeError, files, tree};
+use crate::config::RootsConfig;
 
 /// A guest that remembers what it was told.
 #[derive(Clone, Default)]
@@ -78,7 +79,10 @@ impl Node {
             sandbox_id: "box".to_owned(),
             pod_uid: "uid".to_owned(),
             host_ipc: false,
-            roots: Roots { kubelet: vec![root("kubelet")], containerd: vec![root("containerd")] },
+            roots: Arc::new(NodeRoots::new(&RootsConfig {
+                kubelet: Some(vec![root("kubelet")]),
+                containerd: Some(vec![root("containerd")]),
+            })),
             policy: PolicyConfig {
                 mode: Mode::Guest,
                 host_paths: vec![

@@ -80,7 +80,10 @@ impl Pushed {
 
     async fn stamp(&self, shared: &Arc<Shared>) -> Option<Stamp> {
         let (path, shared) = (self.path.clone(), Arc::clone(shared));
-        blocking(move || Ok::<_, Cancelled>(Stamp::of(&path, &shared.paths.roots))).await.ok().flatten()
+        blocking(move || Ok::<_, Cancelled>(Stamp::of(&path, &shared.paths.roots.known())))
+            .await
+            .ok()
+            .flatten()
     }
 
     /// Pushes what differs from what the guest has. `stamp` was taken before, so that no change is missed.
@@ -91,7 +94,7 @@ impl Pushed {
         stamp: Option<Stamp>,
     ) -> Result<(), VolumeError> {
         let (path, paths) = (self.path.clone(), Arc::clone(shared));
-        let tree = blocking(move || tree::read(&path, &paths.paths.roots)).await?;
+        let tree = blocking(move || tree::read(&path, &paths.paths.roots.known())).await?;
         let request = PushVolumeRequest {
             volume: self.name.clone(),
             entries: tree.entries,
