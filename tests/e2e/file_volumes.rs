@@ -251,7 +251,9 @@ fn a_shim_that_is_killed_leaves_no_file_server() {
     let shim = pod.process("containerd-shim-ravelin-v2").expect("a shim serves the pod");
     Run::new("kill").args(["-KILL", &shim.to_string()]).ok();
     eventually("the file server ends", || pod.process("ravelin-fs").is_none().then_some(()));
-    drop(container);
+    // containerd removes nothing of whose end it has not heard.
+    container.ended();
+    eventually("the pod is seen to have ended", || (pod.state() == "SANDBOX_NOTREADY").then_some(()));
     pod.remove();
     host.assert_clean();
 }
