@@ -314,15 +314,15 @@ fn end_pod() {
     {
         std::thread::sleep(Duration::from_millis(1));
     }
-    // What was written through a map is in the guest's memory until now.
-    if let Ok(files) = fs::File::open(paths::FILE_VOLUMES) {
-        let _ = rustix::fs::syncfs(&files);
-    }
     for entry in fs::read_dir(paths::BLOCK_VOLUMES).into_iter().flatten().flatten() {
         if let Ok(directory) = fs::File::open(entry.path()) {
             let _ = rustix::fs::syncfs(&directory);
         }
         let _ = unmount(entry.path(), UnmountFlags::DETACH);
+    }
+    // Last: a file system of the network may not answer. What was written through a map is in the guest's memory until now.
+    if let Ok(files) = fs::File::open(paths::FILE_VOLUMES) {
+        let _ = rustix::fs::syncfs(&files);
     }
 }
 

@@ -109,7 +109,13 @@ impl PolicyConfig {
             return violation(VolumeProblem::Type { way_around: Some(ALLOW_INLINE_CSI) });
         }
         if self.mounts_driver(&record.driver) {
-            return None;
+            // Without a record nobody knows that it is a claim's.
+            let inline = record.lifecycle != "Persistent" && !self.resolve().inline_csi;
+            return if inline {
+                violation(VolumeProblem::Type { way_around: Some(ALLOW_INLINE_CSI) })
+            } else {
+                None
+            };
         }
         let known = |text: &String| Some(text.clone()).filter(|text| !text.is_empty());
         violation(VolumeProblem::InvalidVolume {
@@ -175,6 +181,12 @@ mod tests {
         assert_eq!(of("allow = { inline_csi = true }"), "granted");
         assert_ne!(of("allow = { inline_csi = true }\ncsi_drivers = []"), "granted");
         assert_eq!(of("mode = \"guest\""), "granted");
+        // One of which nothing is known may be one.
+        let unknown = |text: &str| verdict(&config(text), CSI_PLUGIN, None);
+        assert_eq!(unknown("mode = \"guest\""), "granted");
+        for text in ["mode = \"guest\"\nallow.inline_csi = false", "csi_drivers = [\"*\"]"] {
+            assert_eq!(unknown(text), "vol is of an unsupported volume Type", "{text}");
+        }
         assert_eq!(
             of("mode = \"guest\"\nallow = { inline_csi = false }"),
             "vol is of an unsupported volume Type"

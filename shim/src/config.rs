@@ -6,10 +6,12 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use ravelin_policy::{PolicyConfig, SizingConfig};
+use ravelin_policy::{HostPath, PolicyConfig, Roots, SizingConfig};
 use serde::Deserialize;
 
 use check::Problem;
+
+use crate::state;
 
 /// Where the configuration is looked for if nobody says where it is.
 const DEFAULT_PATH: &str = "/etc/ravelin/ravelin.toml";
@@ -149,6 +151,16 @@ impl Default for Timeouts {
     }
 }
 
+/// Names a directory that lies behind symbolic links by the path that it really has: containerd does so with what pods mount.
+fn resolve_links(host: &mut HostPath) {
+    // One that is not there yet stays as it is written.
+    if let Some(real) =
+        Path::new(&host.path).canonicalize().ok().and_then(|real| real.to_str().map(str::to_owned))
+    {
+        host.path = real;
+    }
+}
+
 /// A configuration that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -213,16 +225,26 @@ impl Config {
     }
 
     fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
-        let config: Self = toml::from_str(text).map_err(|error| {
+        let mut config: Self = toml::from_str(text).map_err(|error| {
             let message = error.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
             ConfigError::Parse { path: path.to_owned(), message }
         })?;
+        config.policy.host_paths.iter_mut().for_each(resolve_links);
         match check::check(&config) {
             Ok(()) => Ok(config),
             Err(Problem { key, value, rule }) => {
                 Err(ConfigError::Value { path: path.to_owned(), key, value, rule })
             }
         }
+    }
+
+    /// Directories of the node that no pod is given: they hold what other pods have, or what pods are judged by.
+    pub(crate) fn private_directories(&self) -> impl Iterator<Item = PathBuf> {
+        let usual = Roots::default();
+        let kubelet = self.roots.kubelet.clone().unwrap_or(usual.kubelet);
+        let containerd = self.roots.containerd.clone().unwrap_or(usual.containerd);
+        let ours = [self.storage.directory.clone(), state::ROOT.into()];
+        kubelet.into_iter().chain(containerd).map(PathBuf::from).chain(ours)
     }
 
     /// Where layer images are kept.

@@ -142,14 +142,14 @@ fn one_that_does_not_stop_in_the_time_it_is_given_is_killed(pod: &Pod<'_>) {
     let mut stop = StopSandboxRequest::new();
     stop.sandbox_id.clone_from(&pod.id);
     stop.timeout_secs = 1;
-    sandbox.stop_sandbox(context(), &stop).unwrap();
-    let ended = waiting.join().unwrap().unwrap();
+    sandbox.stop_sandbox(context(), &stop).expect("StopSandbox is answered");
+    let ended = waiting.join().unwrap().expect("WaitSandbox is answered");
     assert_eq!(ended.exit_status, 137);
     assert!(ended.exited_at.seconds > 0, "{ended:?}");
 
     let mut status = SandboxStatusRequest::new();
     status.sandbox_id.clone_from(&pod.id);
-    let status = sandbox.sandbox_status(context(), &status).unwrap();
+    let status = sandbox.sandbox_status(context(), &status).expect("SandboxStatus is answered");
     assert_eq!((status.state.as_str(), status.pid), ("SANDBOX_NOTREADY", 0));
     assert_eq!(status.exited_at, ended.exited_at);
     let mut ping = PingRequest::new();

@@ -1,7 +1,7 @@
 //! What the values of the configuration must be.
 
 use std::ops::RangeInclusive;
-use std::path::{Component, Path};
+use std::path::{Component, Path, PathBuf};
 
 use ravelin_policy::{MAX_CPU_MILLIS, MAX_MEMORY_MIB, MIN_CPU_MILLIS, MIN_MEMORY_MIB};
 
@@ -31,6 +31,7 @@ pub(super) struct Problem {
 /// The first value that cannot be used.
 pub(super) fn check(config: &Config) -> Result<(), Problem> {
     paths(config)?;
+    host_paths(config)?;
     user_ids(config)?;
     let cmdline = &config.guest.cmdline;
     if !cmdline.bytes().all(|byte| (b' '..=b'~').contains(&byte)) {
@@ -78,6 +79,33 @@ fn paths(config: &Config) -> Result<(), Problem> {
         if let Some(root) = roots.iter().flatten().find(|root| !is_root(root)) {
             let rule = "absolute paths other than /, without `.`, `..`, `//` and a slash at the end";
             return problem(key, format!("{root:?}"), rule);
+        }
+    }
+    Ok(())
+}
+
+fn host_paths(config: &Config) -> Result<(), Problem> {
+    let key = "policy.host_paths";
+    let all = &config.policy.host_paths;
+    for host in all {
+        let path = Path::new(&host.path);
+        if host.path == "/" {
+            return problem(key, "\"/\"".to_owned(), "another directory than /");
+        }
+        // A mount of it would have all that is mounted below.
+        let near = |private: &PathBuf| private.starts_with(path) || path.starts_with(private);
+        if let Some(private) = config.private_directories().find(near) {
+            let rule =
+                format!("apart from {}, which holds what is other pods' or Ravelin's", private.display());
+            return problem(key, format!("{path:?}"), &rule);
+        }
+        // Who writes there could put a link in the place of what is listed below, and write to what is read-only there.
+        let outer = all
+            .iter()
+            .find(|outer| outer.writable && outer.path != host.path && path.starts_with(&outer.path));
+        if let Some(outer) = outer {
+            let rule = format!("outside of {}, where pods may write (:rw)", outer.path);
+            return problem(key, format!("{path:?}"), &rule);
         }
     }
     Ok(())
@@ -164,6 +192,43 @@ mod tests {
         assert_eq!(verdict("[vmm]\nuid_base = 1879048181\nuid_count = 10"), None);
         assert!(verdict("[vmm]\nuid_base = 1879048181\nuid_count = 11").is_some());
         assert!(verdict("[vmm]\nuid_count = 0").unwrap().contains("vmm.uid_count"));
+    }
+
+    #[test]
+    fn what_pods_may_mount_of_the_node_is_neither_private_nor_inside_of_what_they_may_write_to() {
+        let of = |list: &str| verdict(&format!("[policy]\nmode = \"guest\"\nhost_paths = [{list}]"));
+        for good in [
+            r#""/srv/a", "/srv/b:rw""#,
+            r#""/srv/a", "/srv/a/rw:rw""#,
+            r#""/srv/a:rw", "/srv/ab""#,
+            r#""/var/log""#,
+        ] {
+            assert_eq!(of(good), None, "{good}");
+        }
+        for (bad, words) in [
+            (r#""/srv/a:rw", "/srv/a/b""#, "must be outside of /srv/a, where pods may write (:rw)"),
+            (r#""/srv/a/b/c:rw", "/srv/a:rw""#, "must be outside of /srv/a, where pods may write (:rw)"),
+            (r#""/var""#, "must be apart from /var/lib/kubelet"),
+            (r#""/var/lib/kubelet/pods:rw""#, "must be apart from /var/lib/kubelet"),
+            (r#""/run""#, "must be apart from /run/containerd"),
+            (r#""/var/lib/ravelin""#, "must be apart from /var/lib/ravelin"),
+            (r#""/run/ravelin""#, "must be apart from /run/ravelin"),
+        ] {
+            let error = of(bad).unwrap();
+            assert!(error.contains(words), "{bad}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_directory_that_pods_may_mount_is_known_by_the_path_that_it_really_has() {
+        let node = tempfile::tempdir().unwrap();
+        let real = node.path().canonicalize().unwrap().join("real");
+        std::fs::create_dir(&real).unwrap();
+        std::os::unix::fs::symlink(&real, node.path().join("link")).unwrap();
+        let text = format!("[policy]\nhost_paths = [\"{}/link:rw\"]", node.path().display());
+        let config = Config::parse(&text, Path::new("ravelin.toml")).unwrap();
+        let host = &config.policy.host_paths[0];
+        assert_eq!((Path::new(&host.path), host.writable), (real.as_path(), true));
     }
 
     #[test]

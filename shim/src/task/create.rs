@@ -20,7 +20,7 @@ use crate::sandbox::{ContainerLimits, Pod};
 use crate::spec::{self, PidNamespace};
 use crate::stdio::{Fifos, Io, Paths};
 use crate::sync::{Cancelled, blocking};
-use crate::volumes::FileVolumes;
+use crate::volumes::FoundVolumes;
 
 /// What containerd asks for.
 #[derive(Debug)]
@@ -60,22 +60,22 @@ fn pid_namespace(
     }
 }
 
-/// Judges a container by its spec, whose bounding set is written as `bounding`, and by what is known of its file volumes.
+/// Judges a container by its spec, whose bounding set is written as `bounding`, and by what was found of its volumes.
 ///
 /// # Errors
 /// Everything that is not supported, in one message.
 pub fn judge(
     spec: &Spec,
     bounding: &[String],
-    files: &FileVolumes,
+    found: &FoundVolumes,
     pod: &Pod,
     policy: &PolicyConfig,
 ) -> Result<(), TaskError> {
     let identity = PodIdentity { sandbox_id: &pod.sandbox_id, pod_uid: &pod.pod_uid, host_ipc: pod.host_ipc };
     let roots = pod.roots.known();
     let mut view = ContainerView::from_spec(spec, bounding);
-    let violation = |source: &str| match files.get(source) {
-        Some(file) => file.violation(source, policy),
+    let violation = |source: &str| match found.get(source) {
+        Some(found) => found.violation(source, policy),
         None => classify(source, identity, &roots).violation(source, None, policy),
     };
     view.unsupported_volumes.extend(spec::host_mounts(spec).filter_map(|(_, source)| violation(source)));
@@ -124,8 +124,8 @@ pub async fn create(
     };
     blocking(learn).await.map_err(TaskError::failed)?;
     let sources = spec::host_mounts(&spec).map(|(_, source)| source.to_owned()).collect();
-    let files = pod.volumes.look(sources).await.map_err(TaskError::failed)?;
-    judge(&spec, &bounding, &files, &pod, policy)?;
+    let found = pod.volumes.look(sources).await.map_err(TaskError::failed)?;
+    judge(&spec, &bounding, &found, &pod, policy)?;
     if let Some(files) = &pod.files {
         files.mount(&mut spec);
     }
@@ -158,7 +158,8 @@ pub async fn create(
         };
         pod.extents.hold(&pod.agent, &layers).await.map_err(TaskError::failed)
     };
-    let volumes = async { pod.volumes.resolve(&request.id, &mut spec).await.map_err(TaskError::failed) };
+    let volumes =
+        async { pod.volumes.resolve(&request.id, &mut spec, &found).await.map_err(TaskError::failed) };
     let (layers, volumes, policies) = tokio::join!(layers, volumes, policies);
     let mut made = Made { pod: &pod, id: &request.id, layers: Vec::new(), in_guest: false };
     let outcome = async {
@@ -245,7 +246,7 @@ mod tests {
             let mount =
                 json!({ "destination": "/x", "type": "bind", "source": source, "options": ["rbind"] });
             let spec = serde_json::from_value(json!({ "ociVersion": "1.1.0", "mounts": [mount] })).unwrap();
-            judge(&spec, &[], &FileVolumes::new(), &pod, &PolicyConfig::default()).unwrap_err().to_string()
+            judge(&spec, &[], &FoundVolumes::new(), &pod, &PolicyConfig::default()).unwrap_err().to_string()
         };
         let words = "Pod not supported on Fargate: volumes not supported: ";
         let k3s = "/run/k3s/containerd/io.containerd.grpc.v1.cri/sandboxes/s/hostname";

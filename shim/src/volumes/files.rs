@@ -42,19 +42,24 @@ pub trait Serve: Send + Sync {
     async fn serve(&self, directory: Directory) -> Result<u32, String>;
 }
 
-/// What a file volume, or a part of one, is beyond its path.
+/// What a mount is of whose path alone does not tell: a volume that is served, or a part of any.
 #[derive(Debug, Clone)]
-pub struct FileVolume {
+pub struct Found {
     /// The kind of the whole volume.
     pub kind: VolumeKind,
+    /// The whole volume's host path.
+    pub whole: String,
+    /// Where in it the part lies; empty for the whole.
+    pub sub_path: String,
     /// The kubelet's record of it, if it is a CSI volume and there is one.
     pub csi: Option<CsiRecord>,
 }
 
-/// File volumes by the host paths of the mounts that are of them.
-pub type FileVolumes = HashMap<String, FileVolume>;
+/// What was found, by the host paths of the mounts. Who brings a volume into the guest takes it from here, so that it is the one that
+/// was judged.
+pub type FoundVolumes = HashMap<String, Found>;
 
-impl FileVolume {
+impl Found {
     /// What is wrong with a mount of it from `host_path`, if anything is.
     #[must_use]
     pub fn violation(&self, host_path: &str, policy: &PolicyConfig) -> Option<VolumeViolation> {
@@ -62,20 +67,33 @@ impl FileVolume {
     }
 }
 
-/// The file volume that is mounted from `host_path`, if it is from one. What cannot be found is left to whoever mounts it.
-/// Blocks.
-pub(super) fn look(host_path: &str, paths: &PodPaths) -> Option<FileVolume> {
-    let (whole, kind) = match paths.classify(host_path) {
+/// Whether a mount of this kind has to be looked for on the node.
+pub(super) fn has_to_be_found(kind: &VolumeKind) -> bool {
+    matches!(kind, VolumeKind::SubPath { .. } | VolumeKind::File { .. })
+}
+
+/// What is mounted from `host_path`, if that has to be found. Blocks.
+pub(super) fn look(host_path: &str, paths: &PodPaths) -> Result<Option<Found>, VolumeError> {
+    let roots = paths.roots.known();
+    let kind = paths.classify(host_path);
+    let (kind, whole, sub_path) = match kind {
         VolumeKind::SubPath { volume, .. } => {
-            let whole = subpath::find_volume(host_path, &volume, &paths.roots.known()).ok()?;
-            let kind = paths.classify(&whole);
-            (whole, kind)
+            let part = subpath::find(host_path, &volume, &roots)?;
+            let kind = paths.classify(&part.whole);
+            // Pushed content is read where it is bound, whatever name it had.
+            if part.removed && !matches!(kind, VolumeKind::Pushed { .. }) {
+                let reason =
+                    format!("was {:?} in the volume {volume}, and has been removed there", part.inside);
+                return Err(VolumeError::Content { path: host_path.to_owned(), reason });
+            }
+            (kind, part.whole, part.inside)
         }
-        kind => (host_path.to_owned(), kind),
+        kind if has_to_be_found(&kind) => (kind, host_path.to_owned(), String::new()),
+        _ => return Ok(None),
     };
-    let VolumeKind::File { plugin, .. } = &kind else { return None };
-    let csi = if plugin == CSI_PLUGIN { record(&whole, &paths.roots.known()) } else { None };
-    Some(FileVolume { kind, csi })
+    let is_csi = matches!(&kind, VolumeKind::File { plugin, .. } if plugin == CSI_PLUGIN);
+    let csi = if is_csi { record(&whole, &roots) } else { None };
+    Ok(Some(Found { kind, whole, sub_path, csi }))
 }
 
 /// The kubelet's record of the CSI volume that is mounted at `whole`. One that cannot be read is as one that is not there, which the

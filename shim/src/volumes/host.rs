@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use ravelin_policy::Roots;
@@ -16,27 +17,36 @@ const HUGETLBFS_MAGIC: u64 = 0x9584_58f6;
 /// Opens a path below one of the roots. The roots themselves may lie behind symbolic links; below them there is none,
 /// or the path's text, by which it was judged, would prove nothing.
 pub(super) fn open(path: &str, roots: &Roots, flags: OFlags) -> io::Result<File> {
-    let below = |root: &String| {
-        let rest = Path::new(path).strip_prefix(root).ok()?;
-        // The root itself.
-        let rest = if rest.as_os_str().is_empty() { Path::new(".") } else { rest }.to_owned();
-        Some((PathBuf::from(root), rest))
-    };
-    let (root, rest) = roots
-        .kubelet
-        .iter()
-        .chain(&roots.containerd)
-        .find_map(below)
-        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "it is not in a directory of pods"))?;
-    let directory =
-        rustix::fs::open(&root, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    let (root, rest) = root_of(path, roots)?;
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
     let mut flags = flags | OFlags::CLOEXEC;
     if !flags.contains(OFlags::PATH) {
         // A FIFO in the place of a file must not stop us.
         flags |= OFlags::NONBLOCK;
     }
-    Ok(openat2(directory, rest, flags, Mode::empty(), resolve)?.into())
+    Ok(openat2(root, rest, flags, Mode::empty(), resolve)?.into())
+}
+
+/// Where a path that [`open`] can open lies, whatever links lead to its root.
+pub(super) fn real(path: &str, roots: &Roots) -> io::Result<PathBuf> {
+    open(path, roots, OFlags::PATH)?;
+    let (root, rest) = root_of(path, roots)?;
+    Ok(std::fs::read_link(format!("/proc/self/fd/{}", root.as_raw_fd()))?.join(rest))
+}
+
+/// The root that a path is below, open, and the rest of the path.
+fn root_of<'p>(path: &'p str, roots: &Roots) -> io::Result<(OwnedFd, &'p Path)> {
+    let below = |root: &String| Some((root.clone(), Path::new(path).strip_prefix(root).ok()?));
+    let (root, rest) = roots
+        .kubelet
+        .iter()
+        .chain(&roots.containerd)
+        .find_map(below)
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "it is not in a directory of pods"))?;
+    let root = rustix::fs::open(&root, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    // The root itself.
+    let rest = if rest.as_os_str().is_empty() { Path::new(".") } else { rest };
+    Ok((root, rest))
 }
 
 /// An emptyDir as the kubelet made it on the host.

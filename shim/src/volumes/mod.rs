@@ -25,17 +25,21 @@ use std::sync::{Arc, Mutex};
 use oci_spec::runtime::Spec;
 use ravelin_policy::{PodIdentity, PolicyConfig, VolumeKind, classify};
 use ravelin_proto::agent::MountSource;
+use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 
 use crate::error::bounded;
 use crate::sync::{Cancelled, blocking, lock};
 
-pub use files::{Directory, FileVolume, FileVolumes, Identity, Serve};
+pub use files::{Directory, Found, FoundVolumes, Identity, Serve};
 pub use guest::Guest;
 use resolve::Resolver;
 pub use roots::NodeRoots;
 use termination::TerminationLog;
 use watch::Pushed;
+
+/// Most looks at the node's file systems at a time, for one pod.
+const PLACES: usize = 4;
 
 /// A volume that could not be brought into the guest.
 #[derive(Debug, thiserror::Error)]
@@ -131,6 +135,8 @@ struct Shared {
     paths: PodPaths,
     /// Pushed volumes by host path.
     pushed: Mutex<HashMap<String, Arc<Pushed>>>,
+    /// For work that may wait for a file system of the network for ever: it is not to take all of the shim's threads.
+    places: Arc<Semaphore>,
     /// Termination logs by container, open since the container's creation.
     logs: Mutex<HashMap<String, Vec<TerminationLog>>>,
 }
@@ -150,7 +156,16 @@ impl Shared {
         work: impl FnOnce() -> Result<T, VolumeError> + Send + 'static,
     ) -> Result<T, VolumeError> {
         let patience = self.guest.deadline();
-        let done = tokio::time::timeout(patience, blocking(work)).await;
+        let done = async {
+            // Held by the work, also when nobody waits for it any more.
+            let place = Arc::clone(&self.places).acquire_owned().await.map_err(|_| Cancelled)?;
+            let work = move || {
+                let _place = place;
+                work()
+            };
+            blocking(work).await
+        };
+        let done = tokio::time::timeout(patience, done).await;
         done.map_err(|_| VolumeError::Silent { path: bounded(path, 512), seconds: patience.as_secs() })?
     }
 }
@@ -160,26 +175,31 @@ impl PodVolumes {
     /// tokio runtime.
     pub fn new(guest: Guest, server: Arc<dyn Serve>, paths: PodPaths) -> Self {
         let (pushed, logs) = (Mutex::default(), Mutex::default());
-        let shared = Arc::new(Shared { guest, server, paths, pushed, logs });
+        let places = Arc::new(Semaphore::new(PLACES));
+        let shared = Arc::new(Shared { guest, server, paths, pushed, places, logs });
         Self { shared, watcher: Mutex::default() }
     }
 
-    /// What the policy has to know of the file volumes among these host paths.
+    /// Finds what is mounted from those of these host paths that do not tell.
     ///
     /// # Errors
-    /// When the node has no answer in time.
-    pub async fn look(&self, host_paths: Vec<String>) -> Result<FileVolumes, VolumeError> {
+    /// Names the path that leads nowhere; or the node has no answer in time.
+    pub async fn look(&self, mut host_paths: Vec<String>) -> Result<FoundVolumes, VolumeError> {
+        host_paths.retain(|path| files::has_to_be_found(&self.shared.paths.classify(path)));
+        if host_paths.is_empty() {
+            return Ok(FoundVolumes::new());
+        }
         let shared = Arc::clone(&self.shared);
         let all = host_paths.join(", ");
         let looked = move || {
-            let found = |path: String| Some((path.clone(), files::look(&path, &shared.paths)?));
-            Ok(host_paths.into_iter().filter_map(found).collect())
+            let found = |path: String| Ok(files::look(&path, &shared.paths)?.map(|found| (path, found)));
+            host_paths.into_iter().filter_map(|path| found(path).transpose()).collect()
         };
         self.shared.of_the_node(&all, looked).await
     }
 
     /// Brings what a container mounts from the host into the guest and tells what stands behind each mount. Takes the
-    /// host's paths out of the spec.
+    /// host's paths out of the spec. `found` is what [`PodVolumes::look`] has found of them.
     ///
     /// # Errors
     /// Names the host path and what is wrong with it.
@@ -187,9 +207,10 @@ impl PodVolumes {
         &self,
         container_id: &str,
         spec: &mut Spec,
+        found: &FoundVolumes,
     ) -> Result<Vec<MountSource>, VolumeError> {
         let mut mounts = spec.mounts_mut().take().unwrap_or_default();
-        let resolver = Resolver { shared: &self.shared, container_id };
+        let resolver = Resolver { shared: &self.shared, container_id, found };
         let sources = resolver.resolve(&mut mounts).await;
         spec.set_mounts(Some(mounts));
         let sources = sources?;

@@ -8,7 +8,7 @@ use ravelin_proto::agent::{Empty, EmptyDir, FileVolume, MountSource, PushedVolum
 
 use super::termination::TerminationLog;
 use super::watch::Pushed;
-use super::{Shared, VolumeError, files, host, subpath};
+use super::{Found, FoundVolumes, Shared, VolumeError, files, host};
 use crate::privileges::unrestricted;
 use crate::spec::is_bind;
 use crate::sync::{blocking, lock};
@@ -17,6 +17,7 @@ use crate::sync::{blocking, lock};
 pub(super) struct Resolver<'a> {
     pub shared: &'a Arc<Shared>,
     pub container_id: &'a str,
+    pub found: &'a FoundVolumes,
 }
 
 impl Resolver<'_> {
@@ -51,7 +52,7 @@ impl Resolver<'_> {
             }
             VolumeKind::Pushed { .. } => self.push(path, true).await,
             VolumeKind::EmptyDir { name } => self.empty_dir(path, name, String::new()).await,
-            VolumeKind::SubPath { volume, .. } => self.sub_path(path, &volume).await,
+            VolumeKind::SubPath { .. } => self.sub_path(path).await,
             VolumeKind::TerminationLog => self.termination_log(index, path).await,
             VolumeKind::Shm => Ok(Source::Shm(Empty {})),
             // Whether the pod may have it was judged before, as was that of a subPath.
@@ -98,32 +99,21 @@ impl Resolver<'_> {
         }))
     }
 
-    /// A part of a volume, which the kubelet has bound to a path of its own. A part of an emptyDir is found in the guest;
-    /// a part of pushed content is pushed by itself and, as Kubernetes has it, changes only when its container is made anew.
-    async fn sub_path(&self, path: &str, volume: &str) -> Result<Source, VolumeError> {
-        let (bound, name, shared) = (path.to_owned(), volume.to_owned(), Arc::clone(self.shared));
-        let find = move || subpath::find_volume(&bound, &name, &shared.paths.roots.known());
-        let whole = self.shared.of_the_node(path, find).await?;
-        match self.shared.paths.classify(&whole) {
-            VolumeKind::EmptyDir { name } => {
-                let sub_path = self.inside(path, &whole).await?;
-                self.empty_dir(&whole, name, sub_path).await
-            }
+    /// A part of a volume, which the kubelet has bound to a path of its own. A part of an emptyDir or a file volume is found in the
+    /// guest; a part of pushed content is pushed by itself and, as Kubernetes has it, changes only when its container is made anew.
+    async fn sub_path(&self, path: &str) -> Result<Source, VolumeError> {
+        let refused = || VolumeError::Refused(path.to_owned());
+        let Found { kind, whole, sub_path, .. } = self.found.get(path).ok_or_else(refused)?;
+        match kind {
+            VolumeKind::EmptyDir { name } => self.empty_dir(whole, name.clone(), sub_path.clone()).await,
             VolumeKind::File { .. } => {
-                let sub_path = self.inside(path, &whole).await?;
-                let volume =
-                    self.served(whole, Roots::clone(&self.shared.paths.roots.known()), false).await?;
-                Ok(Source::FileVolume(FileVolume { sub_path, ..volume }))
+                let roots = Roots::clone(&self.shared.paths.roots.known());
+                let volume = self.served(whole.clone(), roots, false).await?;
+                Ok(Source::FileVolume(FileVolume { sub_path: sub_path.clone(), ..volume }))
             }
             VolumeKind::Pushed { .. } => self.push(path, false).await,
-            _ => Err(VolumeError::Refused(path.to_owned())),
+            _ => Err(refused()),
         }
-    }
-
-    /// Where in the volume at `whole` the part that is bound at `path` lies.
-    async fn inside(&self, path: &str, whole: &str) -> Result<String, VolumeError> {
-        let (bound, of, shared) = (path.to_owned(), whole.to_owned(), Arc::clone(self.shared));
-        self.shared.of_the_node(path, move || subpath::inside(&bound, &of, &shared.paths.roots.known())).await
     }
 
     /// A directory of the node that the policy grants to pods; it may lie behind symbolic links, and what the pod names below it

@@ -73,6 +73,10 @@ struct Node {
 
 impl Node {
     fn new() -> Self {
+        Self::patient(Duration::from_secs(30))
+    }
+
+    fn patient(patience: Duration) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let root = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
         let paths = PodPaths {
@@ -93,7 +97,7 @@ impl Node {
             },
         };
         let guest = Fake::default();
-        let calls = Guest::new(guest.clone(), Duration::from_secs(30));
+        let calls = Guest::new(guest.clone(), patience);
         let volumes = PodVolumes::new(calls, Arc::new(guest.clone()), paths);
         Self { dir, guest, volumes }
     }
@@ -122,8 +126,33 @@ impl Node {
             json!({ "destination": format!("/m{index}"), "type": "bind", "source": path, "options": ["rbind", "ro"] })
         }));
         let mut spec: Spec = serde_json::from_value(json!({ "ociVersion": "1.1.0", "mounts": all })).unwrap();
-        let sources = self.volumes.resolve(container, &mut spec).await?;
+        let paths = mounts.iter().map(|path| path.to_str().unwrap().to_owned()).collect();
+        let found = self.volumes.look(paths).await?;
+        let sources = self.volumes.resolve(container, &mut spec, &found).await?;
         Ok((spec, sources))
+    }
+}
+
+/// A mount that goes with this.
+struct Bound(PathBuf);
+
+impl Bound {
+    /// Binds a part of a volume as the kubelet does for a subPath.
+    fn bind(part: &Path, to: &Path) -> Self {
+        if part.is_dir() {
+            fs::create_dir_all(to).unwrap();
+        } else {
+            fs::create_dir_all(to.parent().unwrap()).unwrap();
+            fs::File::create(to).unwrap();
+        }
+        rustix::mount::mount_bind(part, to).unwrap();
+        Self(to.to_owned())
+    }
+}
+
+impl Drop for Bound {
+    fn drop(&mut self) {
+        let _ = rustix::mount::unmount(&self.0, rustix::mount::UnmountFlags::DETACH);
     }
 }
 
@@ -257,10 +286,14 @@ async fn volumes_declared_by_the_image_are_directories_of_the_containers_own() {
 
 #[tokio::test]
 async fn a_sub_path_of_pushed_content_is_pushed_by_itself() {
+    if !is_root() {
+        return;
+    }
     let node = Node::new();
-    swap(&node.pod("volumes/kubernetes.io~configmap/conf"), "..1", &[("key", "one")]);
-    // The kubelet binds the part here; its content is all that counts.
-    let bound = node.file(&node.pod("volume-subpaths/conf/main/0"), "one");
+    let (config, bound) =
+        (node.pod("volumes/kubernetes.io~configmap/conf"), node.pod("volume-subpaths/conf/main/0"));
+    swap(&config, "..1", &[("key", "one")]);
+    let old = Bound::bind(&config.join("..1/key"), &bound);
     node.resolve("a", &[&bound]).await.unwrap();
     let push = &node.guest.pushes()[0];
     assert!(push.single_file);
@@ -268,7 +301,13 @@ async fn a_sub_path_of_pushed_content_is_pushed_by_itself() {
     // The next incarnation of the container finds what the kubelet has bound there by then.
     node.resolve("b", &[&bound]).await.unwrap();
     assert_eq!(node.guest.pushes().len(), 1);
-    node.file(&node.pod("volume-subpaths/conf/main/0"), "two");
+    // Until then it is what was bound, whose name the kubelet has taken away.
+    swap(&config, "..2", &[("key", "two")]);
+    fs::remove_dir_all(config.join("..1")).unwrap();
+    node.resolve("c", &[&bound]).await.unwrap();
+    assert_eq!(node.guest.pushes().len(), 1);
+    drop(old);
+    let _new = Bound::bind(&config.join("..2/key"), &bound);
     node.resolve("c", &[&bound]).await.unwrap();
     assert_eq!(text(&node.guest.pushes()[1], "").as_deref(), Some("two"));
 
@@ -396,6 +435,9 @@ fn what_is_served_neither_follows_nor_is_a_device() {
 
 #[tokio::test]
 async fn what_the_kubelet_has_written_down_of_a_csi_volume_is_known() {
+    if !is_root() {
+        return;
+    }
     let node = Node::new();
     let claim = |name: &str| node.pod(&format!("volumes/kubernetes.io~csi/{name}/mount"));
     let known = claim("pvc-1");
@@ -410,14 +452,16 @@ async fn what_the_kubelet_has_written_down_of_a_csi_volume_is_known() {
     fs::create_dir_all(&known).unwrap();
     // A part of it, as the kubelet binds it elsewhere.
     let part = node.pod("volume-subpaths/pvc-1/main/0");
-    fs::create_dir_all(&part).unwrap();
+    fs::create_dir_all(known.join("a/b")).unwrap();
+    let _bound = Bound::bind(&known.join("a/b"), &part);
     let text = |path: &Path| path.to_str().unwrap().to_owned();
     let paths = [&known, &claim("broken"), &claim("link"), &claim("none"), &part, &node.pod("etc-hosts")]
         .map(|path| text(path));
     let found = node.volumes.look(paths.to_vec()).await.unwrap();
     assert_eq!(found.len(), 5);
-    for path in [&known, &part] {
+    for (path, inside) in [(&known, ""), (&part, "a/b")] {
         let volume = &found[&text(path)];
+        assert_eq!((volume.whole.as_str(), volume.sub_path.as_str()), (text(&known).as_str(), inside));
         assert_eq!(volume.csi.as_ref().unwrap().driver, "efs.csi.aws.com");
         assert!(matches!(&volume.kind, VolumeKind::File { name, .. } if name == "pvc-1"));
         assert_eq!(volume.violation(&text(path), &PolicyConfig::default()), None);
@@ -427,6 +471,64 @@ async fn what_the_kubelet_has_written_down_of_a_csi_volume_is_known() {
         let words = found[&text(&claim(name))].violation("", &PolicyConfig::default()).unwrap().to_string();
         assert_eq!(words, format!("{name} not supported because: PVC bound to invalid PV {name}"));
     }
+}
+
+/// A volume of another kind may have the name of a claim's.
+#[tokio::test]
+async fn a_part_is_of_the_volume_from_which_it_is_bound_whatever_others_are_called() {
+    if !is_root() {
+        return;
+    }
+    let node = Node::new();
+    let claim = node.pod("volumes/kubernetes.io~csi/pvc-1/mount");
+    node.file(&claim.join("part/secret"), "of the claim");
+    node.file(&claim.with_file_name("vol_data.json"), r#"{"driverName":"ebs.csi.aws.com"}"#);
+    let part = node.pod("volume-subpaths/pvc-1/main/0");
+    for other in ["configmap", "projected", "downward-api", "secret", "empty-dir"] {
+        fs::create_dir_all(node.pod(&format!("volumes/kubernetes.io~{other}/pvc-1"))).unwrap();
+    }
+    let bound = Bound::bind(&claim.join("part"), &part);
+    let text = part.to_str().unwrap().to_owned();
+    let found = node.volumes.look(vec![text.clone()]).await.unwrap();
+    let refused = found[&text].violation(&text, &PolicyConfig::default()).unwrap().to_string();
+    assert_eq!(
+        refused,
+        "pvc-1 not supported because: PVC bound to invalid PV pvc-1 with CSI Driver: ebs.csi.aws.com"
+    );
+    node.resolve("a", &[&part]).await.unwrap();
+    assert!(node.guest.pushes().is_empty());
+    assert_eq!(node.guest.served.lock().unwrap().len(), 1);
+    drop(bound);
+    // A part of none of them, and one that is no more.
+    let stranger = Bound::bind(&node.dir.path().join("kubelet"), &part);
+    let error = node.volumes.look(vec![text.clone()]).await.unwrap_err().to_string();
+    assert!(error.contains("is not a part of the volume pvc-1"), "{error}");
+    drop(stranger);
+    let _gone = Bound::bind(&claim.join("part"), &part);
+    fs::remove_dir_all(claim.join("part")).unwrap();
+    let error = node.volumes.look(vec![text]).await.unwrap_err().to_string();
+    assert!(error.contains("has been removed"), "{error}");
+}
+
+/// A file system of the network whose server does not answer.
+#[tokio::test]
+async fn a_volume_that_does_not_answer_takes_few_of_the_shims_threads() {
+    let node = Node::patient(Duration::from_millis(200));
+    let (release, held) = std::sync::mpsc::channel::<()>();
+    let held = Arc::new(Mutex::new(held));
+    for _ in 0..20 {
+        let held = Arc::clone(&held);
+        let stuck = move || {
+            let _ = held.lock().unwrap().recv();
+            Ok(())
+        };
+        let error = node.volumes.shared.of_the_node("/mnt/nfs", stuck).await.unwrap_err().to_string();
+        assert!(error.contains("/mnt/nfs"), "{error}");
+    }
+    // Containers without such volumes are made all the same.
+    let hosts = node.file(&node.pod("etc-hosts"), "127.0.0.1 localhost");
+    node.resolve("a", &[&hosts]).await.unwrap();
+    drop(release);
 }
 
 #[test]

@@ -28,6 +28,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
 use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 
 use control::Control;
 
@@ -95,6 +96,8 @@ pub struct FileServer {
     settings: Settings,
     machine: Machine,
     state: tokio::sync::Mutex<State>,
+    /// The pod has ended: an order that the process does not answer is not waited for.
+    over: CancellationToken,
 }
 
 #[derive(Debug, Default)]
@@ -124,7 +127,7 @@ struct Process {
 
 impl FileServer {
     pub(super) fn new(settings: Settings, machine: Machine) -> Self {
-        Self { settings, machine, state: tokio::sync::Mutex::default() }
+        Self { settings, machine, state: tokio::sync::Mutex::default(), over: CancellationToken::new() }
     }
 
     async fn number(&self, directory: Directory) -> Result<u32, FileServerError> {
@@ -237,6 +240,7 @@ impl FileServer {
 
     /// Ends the process and waits until it is gone; nothing is served any more.
     pub async fn end(&self) {
+        self.over.cancel();
         let over = async {
             let State::Started(process) = std::mem::replace(&mut *self.state.lock().await, State::Over)
             else {
@@ -256,7 +260,12 @@ impl FileServer {
 #[async_trait]
 impl Serve for FileServer {
     async fn serve(&self, directory: Directory) -> Result<u32, String> {
-        self.number(directory).await.map_err(|error| chain(&error))
+        let number = tokio::select! {
+            biased;
+            () = self.over.cancelled() => Err(FileServerError::Over),
+            number = self.number(directory) => number,
+        };
+        number.map_err(|error| chain(&error))
     }
 }
 

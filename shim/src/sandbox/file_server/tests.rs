@@ -107,6 +107,15 @@ async fn with_the_pod_the_server_ends_and_nothing_is_served_any_more() {
 }
 
 #[tokio::test]
+async fn an_order_that_is_not_answered_does_not_hold_the_end_up() {
+    // Alone it would wait for its answer ten seconds.
+    let (server, pid) = started("exec sleep 1000").await;
+    let (served, ()) = tokio::join!(server.serve(directory("a")), server.end());
+    assert_eq!(served.unwrap_err(), "the pod has ended");
+    assert!(!std::fs::exists(format!("/proc/{pid}")).unwrap());
+}
+
+#[tokio::test]
 async fn a_pod_whose_server_cannot_be_started_hears_which_program_it_is() {
     let (machine, control) = testing::machine();
     testing::connect_to_nobody(control);
