@@ -143,11 +143,13 @@ pub struct Timeouts {
     pub layer_seconds: u64,
     /// Seconds the agent has for one call.
     pub call_seconds: u64,
+    /// Seconds that a guest has at its end to write out the volumes that outlive it.
+    pub sync_seconds: u64,
 }
 
 impl Default for Timeouts {
     fn default() -> Self {
-        Self { queue_seconds: 180, boot_seconds: 120, layer_seconds: 900, call_seconds: 60 }
+        Self { queue_seconds: 180, boot_seconds: 120, layer_seconds: 900, call_seconds: 60, sync_seconds: 10 }
     }
 }
 
@@ -291,6 +293,12 @@ impl Config {
     #[must_use]
     pub fn call_deadline(&self) -> Duration {
         Duration::from_secs(self.timeouts.call_seconds)
+    }
+
+    /// Time that a guest has at its end to write out the volumes that outlive it.
+    #[must_use]
+    pub fn sync_deadline(&self) -> Duration {
+        Duration::from_secs(self.timeouts.sync_seconds)
     }
 }
 

@@ -37,7 +37,7 @@ pub(super) fn check(config: &Config) -> Result<(), Problem> {
     if !cmdline.bytes().all(|byte| (b' '..=b'~').contains(&byte)) {
         return problem("guest.cmdline", format!("{cmdline:?}"), "printable ASCII");
     }
-    let Timeouts { queue_seconds, boot_seconds, layer_seconds, call_seconds } = config.timeouts;
+    let Timeouts { queue_seconds, boot_seconds, layer_seconds, call_seconds, sync_seconds } = config.timeouts;
     let sizing = &config.sizing;
     for (key, value, bounds) in [
         ("vmm.overhead_mib", config.vmm.overhead_mib.into(), VMM_OVERHEAD_MIB),
@@ -51,6 +51,7 @@ pub(super) fn check(config: &Config) -> Result<(), Problem> {
         ("timeouts.boot_seconds", boot_seconds, SECONDS),
         ("timeouts.layer_seconds", layer_seconds, SECONDS),
         ("timeouts.call_seconds", call_seconds, SECONDS),
+        ("timeouts.sync_seconds", sync_seconds, SECONDS),
     ] {
         if !bounds.contains(&value) {
             let rule = format!("between {} and {}", bounds.start(), bounds.end());
@@ -166,6 +167,7 @@ mod tests {
             ("timeouts", "boot_seconds", 1, 86_400),
             ("timeouts", "layer_seconds", 1, 86_400),
             ("timeouts", "call_seconds", 1, 86_400),
+            ("timeouts", "sync_seconds", 1, 86_400),
         ] {
             let of = |value: i64| verdict(&format!("[{section}]\n{key} = {value}"));
             assert_eq!((of(least), of(most)), (None, None), "{section}.{key}");

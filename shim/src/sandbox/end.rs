@@ -5,7 +5,7 @@ use std::sync::Arc;
 use containerd_shim_protos::events::task::TaskExit;
 use protobuf::MessageField;
 
-use super::supervisor::{HUNG_UP, Order};
+use super::supervisor::{Guest, HUNG_UP, Order};
 use super::{KILLED, LOST, Sandbox};
 use crate::cgroup::PodCgroup;
 use crate::events::{Publisher, timestamp};
@@ -37,8 +37,12 @@ impl Sandbox {
 
     /// Sees the machine to its end, removes what the pod has on the host, and tells the world.
     pub async fn watch(self: Arc<Self>, publisher: Publisher) {
-        let agent = || self.pod.get().map(|pod| pod.agent.clone());
-        let exit = self.supervisor.oversee(&self.machine, agent).await;
+        let guest = || {
+            let pod = self.pod.get()?;
+            let volumes = pod.file_server.has_started().then_some(pod.sync_deadline);
+            Some(Guest { agent: pod.agent.clone(), volumes })
+        };
+        let exit = self.supervisor.oversee(&self.machine, guest).await;
         // As long as the cgroup is there, which tells it.
         let oom_killed = self.is_oom_killed();
         let order = self.supervisor.ordered();

@@ -44,6 +44,8 @@ pub struct Pod {
     pub volumes: PodVolumes,
     /// Who serves its file volumes.
     pub(super) file_server: Arc<FileServer>,
+    /// Time to write them out at the pod's end.
+    pub(super) sync_deadline: Duration,
     /// The next stdio stream's id.
     pub next_stream: AtomicU64,
     next_pid: AtomicU32,
@@ -77,6 +79,7 @@ impl Pod {
                 },
             ),
             file_server,
+            sync_deadline: config.sync_deadline(),
             extents: Extents::default(),
             layers: LayerStore::new(config.layers_dir(), config.layer_deadline()),
             // 0 means none.

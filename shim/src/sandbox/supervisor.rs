@@ -52,6 +52,14 @@ pub mod deadline {
     pub const UNDO: Duration = Duration::from_secs(4);
 }
 
+/// A guest that can be asked to end.
+#[derive(Debug, Clone)]
+pub(super) struct Guest {
+    pub agent: Agent,
+    /// How long it may take to write out its volumes, if it has any that outlive it. They are written out before power is cut.
+    pub volumes: Option<Duration>,
+}
+
 /// Why a machine is ended that no longer takes part in the conversation.
 pub(super) const HUNG_UP: &str = "its process does not keep to the control protocol";
 
@@ -60,7 +68,8 @@ pub(super) const HUNG_UP: &str = "its process does not keep to the control proto
 pub enum How {
     /// The guest is asked to end; then as [`How::Stop`].
     Ask,
-    /// The machine's process is told to stop, as if power were cut; then as [`How::Cut`].
+    /// The machine's process is told to stop, as if power were cut, after a guest that has volumes was asked to end; then as
+    /// [`How::Cut`].
     Stop,
     /// The machine's process is killed.
     Cut,
@@ -191,8 +200,24 @@ impl Supervisor {
         self.cut(why);
     }
 
-    /// Carries out the orders until the machine has ended. `agent` gives the guest's, once there is one.
-    pub(super) async fn oversee(&self, machine: &Machine, agent: impl Fn() -> Option<Agent>) -> Exit {
+    /// Asks the guest to end, which kills its containers and writes its volumes out.
+    async fn ask(&self, machine: &Machine, guest: &Guest) {
+        let mut client = guest.agent.client();
+        let patience = guest.volumes.unwrap_or_default().max(deadline::ASK);
+        // The guest may be gone before its answer is here.
+        let _ = guest.agent.call_within("end the guest", patience, client.shutdown(Empty {})).await;
+        let ended = tokio::time::timeout(deadline::ASK, machine.wait()).await.is_ok();
+        if !ended && guest.volumes.is_some() {
+            tracing::warn!(
+                sandbox = self.0.sandbox_id,
+                "the pod's volumes were not written out within {} s (sync_seconds in [timeouts] of ravelin.toml): what its programs had not synced may be lost",
+                patience.as_secs()
+            );
+        }
+    }
+
+    /// Carries out the orders until the machine has ended. `guest` gives the guest, once there is one.
+    pub(super) async fn oversee(&self, machine: &Machine, guest: impl Fn() -> Option<Guest>) -> Exit {
         let mut orders = self.0.orders.subscribe();
         let mut how = tokio::select! {
             biased;
@@ -203,20 +228,16 @@ impl Supervisor {
                 How::Cut
             }
         };
+        let mut asked = false;
         loop {
+            let ask = guest().filter(|guest| !asked && (how == How::Ask || guest.volumes.is_some()));
+            asked = true;
             let step = async {
                 match how {
-                    How::Ask => {
-                        if let Some(agent) = agent() {
-                            let mut client = agent.client();
-                            let asked = client.shutdown(Empty {});
-                            // The guest may be gone before its answer is here.
-                            let _ = agent.call_within("end the guest", deadline::ASK, asked).await;
-                            let _ = tokio::time::timeout(deadline::ASK, machine.wait()).await;
+                    How::Ask | How::Stop => {
+                        if let Some(guest) = &ask {
+                            self.ask(machine, guest).await;
                         }
-                        How::Stop
-                    }
-                    How::Stop => {
                         if machine.stop(deadline::STOP).await.is_ok() {
                             let _ = tokio::time::timeout(deadline::STOP, machine.wait()).await;
                         }

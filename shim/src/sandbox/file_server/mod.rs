@@ -96,6 +96,7 @@ pub struct FileServer {
     settings: Settings,
     machine: Machine,
     state: tokio::sync::Mutex<State>,
+    started: AtomicBool,
     /// The pod has ended: an order that the process does not answer is not waited for.
     over: CancellationToken,
 }
@@ -127,13 +128,15 @@ struct Process {
 
 impl FileServer {
     pub(super) fn new(settings: Settings, machine: Machine) -> Self {
-        Self { settings, machine, state: tokio::sync::Mutex::default(), over: CancellationToken::new() }
+        let (state, started) = (tokio::sync::Mutex::default(), AtomicBool::new(false));
+        Self { settings, machine, state, started, over: CancellationToken::new() }
     }
 
     async fn number(&self, directory: Directory) -> Result<u32, FileServerError> {
         let mut state = self.state.lock().await;
         if matches!(*state, State::Idle) {
             *state = State::Started(self.start().await?);
+            self.started.store(true, Ordering::Relaxed);
         }
         let State::Started(process) = &mut *state else { return Err(FileServerError::Over) };
         if let Some(status) = *process.exit.borrow() {
@@ -236,6 +239,11 @@ impl FileServer {
         });
         let control = Arc::new(Mutex::new(Control::new(control)));
         Ok(Process { pid, pidfd, ending, exit, control, volumes: HashMap::new(), told: 0 })
+    }
+
+    /// Whether there is, or was, a process. It is not asked whether one is being started now.
+    pub fn has_started(&self) -> bool {
+        self.started.load(Ordering::Relaxed)
     }
 
     /// Ends the process and waits until it is gone; nothing is served any more.
