@@ -26,6 +26,7 @@ mod namespaces;
 mod network;
 mod policy;
 mod process_attributes;
+mod programs;
 mod resources;
 mod roots;
 mod sandbox_api;

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """Writes the tests' images as OCI archives. usage: make.py WORK OUT, where WORK holds what build has prepared
-(busybox, applets, pause, effective-uid, debian.tar). Called by build; not meant to be run by hand."""
+(busybox, applets, pause, effective-uid, debian.tar, programs.tar). Called by build; not meant to be run by hand."""
 import pathlib
 import sys
 
@@ -96,3 +96,5 @@ write_image(out / "debian.tar", name("debian"), [(work / "debian.tar").read_byte
 (out / "on-demand").mkdir(exist_ok=True)
 big = Layer().stream("big", Pattern(), Pattern.SIZE).done()
 write_image(out / "on-demand" / "big.tar", name("big"), [base, big], ("sh",), compress=True)
+# Not compressed: an emulated processor takes longer to undo that than to read more.
+write_image(out / "on-demand" / "programs.tar", name("programs"), [(work / "programs.tar").read_bytes()], ("/bin/bash",))

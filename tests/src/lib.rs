@@ -37,6 +37,9 @@ pub mod images {
     pub const LAYERS30: &str = "localhost/ravelin/layers30:latest";
     /// A real Debian userland: bash, coreutils, procps, iproute2, ping, python3, nginx, curl, strace, iptables, nc.
     pub const DEBIAN: &str = "localhost/ravelin/debian:latest";
+    /// Another one with databases and what else is hard on a file system: python3, sqlite3, git, fio, redis. Imported by the test that
+    /// needs it.
+    pub const PROGRAMS: &str = "localhost/ravelin/programs:latest";
     /// Busybox and `/big`, one file of 1 GiB. Imported by the test that needs it.
     pub const BIG: &str = "localhost/ravelin/big:latest";
 }
