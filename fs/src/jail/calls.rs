@@ -8,10 +8,10 @@ use libc::{
     SYS_fdatasync, SYS_fstat, SYS_fstatfs, SYS_fsync, SYS_ftruncate, SYS_futex, SYS_getdents64, SYS_getpid,
     SYS_getrandom, SYS_gettid, SYS_getxattr, SYS_linkat, SYS_listxattr, SYS_lseek, SYS_madvise, SYS_mkdirat,
     SYS_mknodat, SYS_mmap, SYS_mprotect, SYS_mremap, SYS_munmap, SYS_newfstatat, SYS_openat, SYS_ppoll,
-    SYS_pread64, SYS_pwrite64, SYS_readlinkat, SYS_recvfrom, SYS_recvmsg, SYS_removexattr, SYS_renameat2,
-    SYS_restart_syscall, SYS_rt_sigprocmask, SYS_rt_sigreturn, SYS_sched_getaffinity, SYS_sched_yield,
-    SYS_sendto, SYS_setfsgid, SYS_setfsuid, SYS_setxattr, SYS_sigaltstack, SYS_symlinkat, SYS_syncfs,
-    SYS_tgkill, SYS_umask, SYS_unlinkat, SYS_utimensat, SYS_write,
+    SYS_pread64, SYS_pwrite64, SYS_pwritev2, SYS_readlinkat, SYS_recvfrom, SYS_recvmsg, SYS_removexattr,
+    SYS_renameat2, SYS_restart_syscall, SYS_rt_sigprocmask, SYS_rt_sigreturn, SYS_sched_getaffinity,
+    SYS_sched_yield, SYS_sendto, SYS_setfsgid, SYS_setfsuid, SYS_setxattr, SYS_sigaltstack, SYS_symlinkat,
+    SYS_syncfs, SYS_tgkill, SYS_umask, SYS_unlinkat, SYS_utimensat, SYS_write,
 };
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
@@ -54,6 +54,7 @@ const CALLS: &[Row] = &[
     // Reading and writing them.
     Row(SYS_pread64, Always),
     Row(SYS_pwrite64, Always),
+    Row(SYS_pwritev2, Always),
     Row(SYS_copy_file_range, Always),
     Row(SYS_fallocate, Always),
     Row(SYS_ftruncate, Always),

@@ -105,7 +105,9 @@ pub mod fattr {
 
 /// `getattr_flags` of `fuse_getattr_in`: it names an open file.
 pub const GETATTR_FH: u32 = 1 << 0;
-/// `write_flags` of `fuse_write_in`: the writer has no right to keep the file's set-id bits.
+/// `write_flags` of `fuse_write_in`: pages of the guest's that were changed through a map, written back to where they are.
+pub const WRITE_CACHE: u32 = 1 << 0;
+/// The same: the writer has no right to keep the file's set-id bits.
 pub const WRITE_KILL_SUIDGID: u32 = 1 << 2;
 /// `open_flags` of `fuse_open_in` and `fuse_create_in`: the same.
 pub const OPEN_KILL_SUIDGID: u32 = 1 << 0;
