@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use libc::{
-    F_DUPFD_CLOEXEC, F_GETFD, PROT_EXEC, SYS_brk, SYS_capset, SYS_clock_nanosleep, SYS_close,
+    F_DUPFD_CLOEXEC, F_GETFD, PROT_EXEC, SYS_brk, SYS_capget, SYS_capset, SYS_clock_nanosleep, SYS_close,
     SYS_copy_file_range, SYS_exit, SYS_exit_group, SYS_fallocate, SYS_fchmodat, SYS_fchownat, SYS_fcntl,
     SYS_fdatasync, SYS_fstat, SYS_fstatfs, SYS_fsync, SYS_ftruncate, SYS_futex, SYS_getdents64, SYS_getpid,
     SYS_getrandom, SYS_gettid, SYS_getxattr, SYS_linkat, SYS_listxattr, SYS_lseek, SYS_madvise, SYS_mkdirat,
@@ -79,6 +79,7 @@ const CALLS: &[Row] = &[
     // In whose name.
     Row(SYS_setfsuid, Always),
     Row(SYS_setfsgid, Always),
+    Row(SYS_capget, Always),
     Row(SYS_capset, Always),
     Row(SYS_umask, Always),
     // Memory, never executable.
