@@ -60,8 +60,16 @@ fn one_mebibyte_passes_both_ways_and_directly() {
         assert!(fs.read(node, handle, 0, 1 << 20).unwrap() == data);
     }
     let (node, handle) = fs.create(volume, "odd", READ_WRITE | libc::O_DIRECT, 0o600).unwrap();
-    assert_eq!(fs.write(node, handle, 1, b"abc"), Err(libc::EINVAL), "the node's disk decides");
+    assert_eq!(fs.write(node, handle, 1, b"abc"), Ok(3), "no block of a disk's has to be filled");
+    assert_eq!(fs.read(node, handle, 1, 100).unwrap(), b"abc");
     assert_eq!(fs.read(node, handle, 0, (1 << 20) + 1), Err(libc::EINVAL));
+    // The last page of a map ends where the file does.
+    let name = tree.path().join("map");
+    fs::write(&name, [b'A'; 100]).unwrap();
+    let node = fs.lookup(volume, "map").unwrap();
+    let handle = fs.open(node, READ_WRITE | libc::O_DIRECT).unwrap();
+    assert_eq!(fs.write_with(node, handle, 0, &[b'B'; 100], abi::WRITE_CACHE, 0), Ok(100));
+    assert_eq!(fs::read(&name).unwrap(), [b'B'; 100]);
 }
 
 #[test]

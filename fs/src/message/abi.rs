@@ -15,10 +15,9 @@ pub const LEAST_MINOR_VERSION: u32 = 27;
 /// The node of the file system's root.
 pub const ROOT_ID: u64 = 1;
 
-/// Lengths of `fuse_in_header`, `fuse_out_header` and `fuse_write_in`.
+/// Lengths of `fuse_in_header` and `fuse_out_header`.
 pub const IN_HEADER: usize = 40;
 pub const OUT_HEADER: usize = 16;
-pub const WRITE_IN: usize = 40;
 /// Lengths of `fuse_attr`, `fuse_entry_out` and `fuse_dirent` without its name.
 pub const ATTR: usize = 88;
 pub const ENTRY_OUT: usize = 40 + ATTR;

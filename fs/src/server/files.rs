@@ -15,8 +15,8 @@ use crate::message::{Reply, Request};
 
 /// What of a guest's `open` holds on the node, besides reading and writing. Not `O_APPEND`: a program may switch it on and off
 /// while the file is open, and pages that were changed through a map belong where they are. Each write says whether it appends.
-const KEPT: OFlags =
-    OFlags::TRUNC.union(OFlags::DIRECT).union(OFlags::SYNC).union(OFlags::DSYNC).union(OFlags::NOATIME);
+/// Nor `O_DIRECT`: the guest's kernel passes its own cache by, and the last page of a map is no whole block of the node's disk.
+const KEPT: OFlags = OFlags::TRUNC.union(OFlags::SYNC).union(OFlags::DSYNC).union(OFlags::NOATIME);
 
 /// Most bytes that one request has copied on the node: a guest asks for the rest.
 const MAX_COPY: u64 = 64 << 20;
