@@ -12,7 +12,7 @@ use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 
-use crate::message::{Buffer, failure};
+use crate::message::{buffer, failure};
 use crate::server::Server;
 
 /// Threads that answer requests: as many requests may wait for a disk at a time.
@@ -53,24 +53,23 @@ pub fn make_ready(socket: impl AsFd) -> io::Result<()> {
 /// # Errors
 /// When the socket fails.
 pub fn serve(socket: impl AsFd, server: &Server, data: usize) -> io::Result<()> {
-    let (mut request, mut reply) = (Buffer::for_requests(), Buffer::for_replies());
+    let (mut request, mut reply) = (buffer(), buffer());
     loop {
-        let bytes = request.bytes();
         // The length is the packet's, also of one that is too long; that is not as long as it says then.
-        let length = match recv(&socket, &mut *bytes, RecvFlags::TRUNC) {
+        let length = match recv(&socket, &mut *request, RecvFlags::TRUNC) {
             Ok((_, 0)) | Err(Errno::CONNRESET) => return Ok(()),
             Ok((_, length)) => length,
             Err(Errno::INTR) => continue,
             Err(Errno::AGAIN) => {
                 // The memory of long messages is given back while there are none.
-                (request, reply) = (Buffer::for_requests(), Buffer::for_replies());
+                (request, reply) = (buffer(), buffer());
                 retry_on_intr(|| poll(&mut [PollFd::new(&socket, PollFlags::IN)], None))?;
                 continue;
             }
             Err(errno) => return Err(errno.into()),
         };
-        let packet = bytes.get(..length.min(bytes.len())).unwrap_or_default();
-        if let Some(answer) = server.answer(packet, reply.bytes(), data) {
+        let packet = request.get(..length.min(request.len())).unwrap_or_default();
+        if let Some(answer) = server.answer(packet, &mut reply, data) {
             match send_reply(&socket, answer) {
                 Ok(()) => {}
                 Err(Errno::PIPE | Errno::CONNRESET) => return Ok(()),

@@ -5,7 +5,7 @@
 mod support;
 
 use std::fs;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 
 use ravelin_fs::message::abi::{self, fattr, op};
 use support::{Fs, ROOT, Scratch, changes, is_root, numbers, text, u32_at};
@@ -72,6 +72,46 @@ fn a_file_that_somebody_else_made_first_is_opened_by_those_who_may() {
     for _ in 0..8 {
         assert!(fs.create(volume, "roots", READ_WRITE, 0o644).is_ok());
     }
+}
+
+/// The guest's kernel says of an unprivileged user that who opens a file so has no right to keep its set-id bits.
+#[test]
+fn who_may_not_keep_set_id_bits_may_not_open_more_either() {
+    if !is_root() {
+        return;
+    }
+    let mut scratch = Scratch::new();
+    let (volume, path) = (scratch.volume, scratch.path("roots"));
+    fs::write(&path, b"root's").unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+    fs::write(scratch.path("all"), b"x").unwrap();
+    fs::set_permissions(scratch.path("all"), fs::Permissions::from_mode(0o4777)).unwrap();
+    let fs = &mut scratch.fs;
+    let create = |fs: &mut Fs, name: &str, flags: i32| {
+        let how = abi::OPEN_KILL_SUIDGID;
+        let body = [numbers(&[flags.cast_unsigned(), 0o600, 0o022, how]), text(name)].concat();
+        fs.ask(op::CREATE, volume, &body).map(drop)
+    };
+    // Each thread of the server's, most likely.
+    for _ in 0..8 {
+        fs.user = (1000, 1000);
+        for flags in [libc::O_RDONLY, READ_WRITE, READ_WRITE | libc::O_TRUNC, libc::O_RDONLY | libc::O_TRUNC]
+        {
+            assert_eq!(create(fs, "roots", flags), Err(libc::EACCES), "{flags:#o}");
+        }
+        assert_eq!(create(fs, "all", READ_WRITE), Ok(()));
+        fs.user = (0, 0);
+        assert_eq!(create(fs, "roots", READ_WRITE), Ok(()));
+    }
+    assert_eq!(fs::read(&path).unwrap(), b"root's");
+    // What is held again afterwards is all, the right to keep set-id bits too; without it they go.
+    let all = fs.lookup(volume, "all").unwrap();
+    let handle = fs.open(all, READ_WRITE).unwrap();
+    fs.write(all, handle, 0, b"y").unwrap();
+    assert_eq!(fs.owner(all).0 & 0o7777, 0o4777);
+    fs.user = (1000, 1000);
+    assert_eq!(create(fs, "all", READ_WRITE | libc::O_TRUNC), Ok(()));
+    assert_eq!(fs.owner(all).0 & 0o7777, 0o777);
 }
 
 #[test]

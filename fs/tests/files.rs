@@ -5,6 +5,7 @@
 mod support;
 
 use std::fs;
+use std::io::Write;
 use std::os::unix::fs::MetadataExt;
 
 use ravelin_fs::message::abi::{self, op};
@@ -59,8 +60,16 @@ fn one_mebibyte_passes_both_ways_and_directly() {
         assert!(fs.read(node, handle, 0, 1 << 20).unwrap() == data);
     }
     let (node, handle) = fs.create(volume, "odd", READ_WRITE | libc::O_DIRECT, 0o600).unwrap();
-    assert_eq!(fs.write(node, handle, 1, b"abc"), Err(libc::EINVAL), "the node's disk decides");
+    assert_eq!(fs.write(node, handle, 1, b"abc"), Ok(3), "no block of a disk's has to be filled");
+    assert_eq!(fs.read(node, handle, 1, 100).unwrap(), b"abc");
     assert_eq!(fs.read(node, handle, 0, (1 << 20) + 1), Err(libc::EINVAL));
+    // The last page of a map ends where the file does.
+    let name = tree.path().join("map");
+    fs::write(&name, [b'A'; 100]).unwrap();
+    let node = fs.lookup(volume, "map").unwrap();
+    let handle = fs.open(node, READ_WRITE | libc::O_DIRECT).unwrap();
+    assert_eq!(fs.write_with(node, handle, 0, &[b'B'; 100], abi::WRITE_CACHE, 0), Ok(100));
+    assert_eq!(fs::read(&name).unwrap(), [b'B'; 100]);
 }
 
 #[test]
@@ -128,11 +137,97 @@ fn two_who_append_do_not_overwrite_each_other() {
     let fs = &mut scratch.fs;
     let (node, one) = fs.create(volume, "log", libc::O_WRONLY | libc::O_APPEND, 0o600).unwrap();
     let other = fs.open(node, libc::O_WRONLY | libc::O_APPEND).unwrap();
+    let flags = libc::O_WRONLY | libc::O_APPEND;
     // Each believes that the file ends where it last saw its end.
-    fs.write(node, one, 0, b"one ").unwrap();
-    fs.write(node, other, 0, b"two ").unwrap();
-    fs.write(node, one, 4, b"three").unwrap();
-    assert_eq!(fs::read(scratch.tree.path().join("log")).unwrap(), b"one two three");
+    fs.write_with(node, one, 0, b"one ", 0, flags).unwrap();
+    fs.write_with(node, other, 0, b"two ", 0, flags).unwrap();
+    fs.write_with(node, one, 4, b"three", 0, flags).unwrap();
+    // Nor does what the node has appended get lost, wherever a guest believes the end to be.
+    fs::File::options()
+        .append(true)
+        .open(scratch.tree.path().join("log"))
+        .unwrap()
+        .write_all(b" four")
+        .unwrap();
+    assert_eq!(fs.write_with(node, one, u64::MAX, b" five", 0, flags), Ok(5));
+    assert_eq!(fs::read(scratch.tree.path().join("log")).unwrap(), b"one two three four five");
+}
+
+#[test]
+fn pages_of_a_map_go_where_they_are_also_if_the_file_is_appended_to() {
+    if !is_root() {
+        return;
+    }
+    let mut scratch = Scratch::new();
+    let (volume, path) = (scratch.volume, scratch.path("file"));
+    let fs = &mut scratch.fs;
+    let flags = READ_WRITE | libc::O_APPEND;
+    let (node, handle) = fs.create(volume, "file", flags, 0o600).unwrap();
+    fs.write_with(node, handle, 0, b"AAAA", 0, flags).unwrap();
+    // The guest's kernel sends pages with no flags of a file's; those of another one's would mean nothing.
+    for (number, flags) in [0, flags].into_iter().enumerate() {
+        let data = [b'B' + number as u8; 4];
+        assert_eq!(fs.write_with(node, handle, 0, &data, abi::WRITE_CACHE, flags), Ok(4));
+        assert_eq!(fs::read(&path).unwrap(), data);
+    }
+    // One that was opened before, by its own handle.
+    let again = fs.open(node, flags).unwrap();
+    assert_eq!(fs.write_with(node, again, 2, b"DD", abi::WRITE_CACHE, 0), Ok(2));
+    assert_eq!(fs::read(&path).unwrap(), b"CCDD");
+}
+
+#[test]
+fn appending_can_be_switched_on_and_off() {
+    if !is_root() {
+        return;
+    }
+    let mut scratch = Scratch::new();
+    let (volume, path) = (scratch.volume, scratch.path("file"));
+    let fs = &mut scratch.fs;
+    for (name, opened) in [("file", READ_WRITE), ("file", READ_WRITE | libc::O_APPEND)] {
+        let (node, handle) = fs.create(volume, name, opened | libc::O_TRUNC, 0o600).unwrap();
+        fs.write_with(node, handle, 0, b"0123", 0, READ_WRITE).unwrap();
+        fs.write_with(node, handle, 0, b"45", 0, READ_WRITE | libc::O_APPEND).unwrap();
+        fs.write_with(node, handle, 0, b"x", 0, READ_WRITE).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"x12345", "opened with {opened:#o}");
+    }
+}
+
+/// A file that the node's administrator lets only be appended to (`chattr +a`).
+#[test]
+fn a_file_that_only_grows_is_appended_to_and_not_changed() {
+    if !is_root() {
+        return;
+    }
+    let tree = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let path = tree.path().join("log");
+    fs::write(&path, b"one ").unwrap();
+    let file = fs::File::open(&path).unwrap();
+    let Ok(attributes) = rustix::fs::ioctl_getflags(&file) else {
+        eprintln!("the scratch file system has no such files");
+        return;
+    };
+    rustix::fs::ioctl_setflags(&file, attributes | rustix::fs::IFlags::APPEND).unwrap();
+    let mut fs = Fs::start();
+    fs.add_path(0, false, tree.path());
+    fs.init();
+    let volume = fs.lookup(ROOT, "0").unwrap();
+    let node = fs.lookup(volume, "log").unwrap();
+    let flags = READ_WRITE | libc::O_APPEND;
+    let refused = fs.open(node, READ_WRITE);
+    let opened = fs.open(node, flags);
+    let written = opened.map(|handle| {
+        [
+            fs.write_with(node, handle, 0, b"two", 0, flags),
+            fs.write_with(node, handle, 0, b"x", 0, READ_WRITE),
+            fs.write_with(node, handle, 0, b"x", abi::WRITE_CACHE, 0),
+        ]
+    });
+    // So that the tree can be removed, whatever comes below.
+    rustix::fs::ioctl_setflags(&file, attributes).unwrap();
+    assert_eq!(refused, Err(libc::EPERM));
+    assert_eq!(written, Ok([Ok(3), Err(libc::EPERM), Err(libc::EPERM)]));
+    assert_eq!(fs::read(&path).unwrap(), b"one two");
 }
 
 #[test]

@@ -7,9 +7,11 @@ mod support;
 use std::fs;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
+use std::sync::{Arc, Mutex};
 
 use ravelin_fs::message::abi::{self, fattr, op};
 use rustix::mount::{OpenTreeFlags, open_tree};
+use support::node::{self, Played};
 use support::{Fs, ROOT, Scratch, changes, is_root, longs, numbers, text, u32_at, u64_at};
 
 const READ_WRITE: i32 = libc::O_RDWR;
@@ -193,6 +195,34 @@ fn a_change_of_the_nodes_is_seen() {
     permissions.set_mode(0o640);
     fs::set_permissions(scratch.tree.path().join("file"), permissions).unwrap();
     assert_eq!(fs.owner(node).0 & 0o777, 0o640);
+}
+
+/// On a network file system a number is free for a new file as soon as somebody else has removed the old one.
+#[test]
+fn two_files_that_had_one_number_are_two() {
+    let played = |node, mode, size| Played { node, ino: 42, mode, size };
+    let regular = libc::S_IFREG | 0o644;
+    let file = Arc::new(Mutex::new(played(2, regular, 3)));
+    let mut fs = Fs::start();
+    fs.add(0, false, node::with_one_file(Arc::clone(&file))).unwrap();
+    fs.init();
+    let volume = fs.lookup(ROOT, "0").unwrap();
+    let old = fs.lookup(volume, "file").unwrap();
+    assert_eq!(fs.lookup(volume, "file"), Ok(old));
+    *file.lock().unwrap() = played(3, regular, 5);
+    let new = fs.lookup(volume, "file").unwrap();
+    assert_ne!(new, old, "another file");
+    assert_eq!((fs.size(old), fs.size(new)), (3, 5));
+    assert_eq!(fs.lookup(volume, "file"), Ok(new));
+    // That the old one is forgotten is nothing to the new one.
+    let packet = fs.packet(op::FORGET, old, &longs(&[2]));
+    fs.send(&packet);
+    while fs.ask(op::GETATTR, old, &[0; 16]).is_ok() {}
+    assert_eq!(fs.lookup(volume, "file"), Ok(new));
+    *file.lock().unwrap() = played(4, libc::S_IFDIR | 0o755, 0);
+    let directory = fs.lookup(volume, "file").unwrap();
+    assert_ne!(directory, new);
+    assert_eq!(fs.owner(directory).0 & libc::S_IFMT, libc::S_IFDIR);
 }
 
 /// As the shim hands volumes over: a clone of the mount that is in no namespace, on which the kernel follows and runs nothing.

@@ -10,7 +10,7 @@ use std::sync::{LazyLock, Mutex};
 
 use libfuzzer_sys::fuzz_target;
 use ravelin_fs::message::abi::{self, ROOT_ID, op};
-use ravelin_fs::message::{Buffer, MAX_DATA};
+use ravelin_fs::message::{MAX_DATA, buffer};
 use ravelin_fs::server::Server;
 use ravelin_fs::worker;
 use ravelin_fuzz::{Input, Scratch};
@@ -148,7 +148,7 @@ fn play(root: &Path, descriptors: OwnedFd, input: &mut Input<'_>) {
     server.add_volume(0, false, open("tree").into()).unwrap();
     server.add_volume(1, true, open("tree/dir").into()).unwrap();
     let (mut nodes, mut handles) = (vec![ROOT_ID], vec![0]);
-    let mut reply = Buffer::for_replies();
+    let mut reply = buffer();
     let mut first = true;
     let mut unique = 0;
     while first || !input.is_empty() {
@@ -159,7 +159,7 @@ fn play(root: &Path, descriptors: OwnedFd, input: &mut Input<'_>) {
         if let Some(place) = packet.get_mut(8..16) {
             place.copy_from_slice(&u64::to_le_bytes(unique));
         }
-        let answer = server.answer(&packet, reply.bytes(), MAX_DATA);
+        let answer = server.answer(&packet, &mut reply, MAX_DATA);
         let opcode = packet.get(4..8).map(|bytes| u32::from_le_bytes(bytes.try_into().unwrap()));
         let Some(answer) = answer else {
             assert!(packet.len() < abi::IN_HEADER || opcode.is_some_and(|opcode| SILENT.contains(&opcode)));

@@ -3,15 +3,16 @@
 use std::collections::BTreeMap;
 
 use libc::{
-    F_DUPFD_CLOEXEC, F_GETFD, PROT_EXEC, SYS_brk, SYS_capset, SYS_clock_nanosleep, SYS_close,
-    SYS_copy_file_range, SYS_exit, SYS_exit_group, SYS_fallocate, SYS_fchmodat, SYS_fchownat, SYS_fcntl,
-    SYS_fdatasync, SYS_fstat, SYS_fstatfs, SYS_fsync, SYS_ftruncate, SYS_futex, SYS_getdents64, SYS_getpid,
-    SYS_getrandom, SYS_gettid, SYS_getxattr, SYS_linkat, SYS_listxattr, SYS_lseek, SYS_madvise, SYS_mkdirat,
-    SYS_mknodat, SYS_mmap, SYS_mprotect, SYS_mremap, SYS_munmap, SYS_newfstatat, SYS_openat, SYS_ppoll,
-    SYS_pread64, SYS_pwrite64, SYS_readlinkat, SYS_recvfrom, SYS_recvmsg, SYS_removexattr, SYS_renameat2,
-    SYS_restart_syscall, SYS_rt_sigprocmask, SYS_rt_sigreturn, SYS_sched_getaffinity, SYS_sched_yield,
-    SYS_sendto, SYS_setfsgid, SYS_setfsuid, SYS_setxattr, SYS_sigaltstack, SYS_symlinkat, SYS_syncfs,
-    SYS_tgkill, SYS_umask, SYS_unlinkat, SYS_utimensat, SYS_write,
+    AT_EMPTY_PATH, F_DUPFD_CLOEXEC, F_GETFD, PROT_EXEC, SYS_brk, SYS_capget, SYS_capset, SYS_clock_nanosleep,
+    SYS_close, SYS_copy_file_range, SYS_exit, SYS_exit_group, SYS_fallocate, SYS_fchmodat, SYS_fchownat,
+    SYS_fcntl, SYS_fdatasync, SYS_fstat, SYS_fstatfs, SYS_fsync, SYS_ftruncate, SYS_futex, SYS_getdents64,
+    SYS_getpid, SYS_getrandom, SYS_gettid, SYS_getxattr, SYS_linkat, SYS_listxattr, SYS_lseek, SYS_madvise,
+    SYS_mkdirat, SYS_mknodat, SYS_mmap, SYS_mprotect, SYS_mremap, SYS_munmap, SYS_name_to_handle_at,
+    SYS_newfstatat, SYS_openat, SYS_ppoll, SYS_pread64, SYS_pwrite64, SYS_pwritev2, SYS_readlinkat,
+    SYS_recvfrom, SYS_recvmsg, SYS_removexattr, SYS_renameat2, SYS_restart_syscall, SYS_rt_sigprocmask,
+    SYS_rt_sigreturn, SYS_sched_getaffinity, SYS_sched_yield, SYS_sendto, SYS_setfsgid, SYS_setfsuid,
+    SYS_setxattr, SYS_sigaltstack, SYS_statx, SYS_symlinkat, SYS_syncfs, SYS_tgkill, SYS_umask, SYS_unlinkat,
+    SYS_utimensat, SYS_write,
 };
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
@@ -47,6 +48,9 @@ const CALLS: &[Row] = &[
     Row(SYS_fcntl, OneOf(1, &[F_DUPFD_CLOEXEC, F_GETFD])),
     Row(SYS_fstat, Always),
     Row(SYS_newfstatat, Always),
+    Row(SYS_statx, Always),
+    // Of a file that is open. Nothing is opened by a handle: that takes another call, and a capability.
+    Row(SYS_name_to_handle_at, OneOf(4, &[AT_EMPTY_PATH])),
     Row(SYS_fstatfs, Always),
     Row(SYS_readlinkat, Always),
     Row(SYS_getdents64, Always),
@@ -54,6 +58,7 @@ const CALLS: &[Row] = &[
     // Reading and writing them.
     Row(SYS_pread64, Always),
     Row(SYS_pwrite64, Always),
+    Row(SYS_pwritev2, Always),
     Row(SYS_copy_file_range, Always),
     Row(SYS_fallocate, Always),
     Row(SYS_ftruncate, Always),
@@ -78,6 +83,7 @@ const CALLS: &[Row] = &[
     // In whose name.
     Row(SYS_setfsuid, Always),
     Row(SYS_setfsgid, Always),
+    Row(SYS_capget, Always),
     Row(SYS_capset, Always),
     Row(SYS_umask, Always),
     // Memory, never executable.
@@ -169,7 +175,6 @@ mod tests {
             libc::SYS_open_tree,
             libc::SYS_move_mount,
             libc::SYS_open_by_handle_at,
-            libc::SYS_name_to_handle_at,
             libc::SYS_unshare,
             libc::SYS_setns,
             libc::SYS_clone,

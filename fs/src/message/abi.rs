@@ -15,10 +15,9 @@ pub const LEAST_MINOR_VERSION: u32 = 27;
 /// The node of the file system's root.
 pub const ROOT_ID: u64 = 1;
 
-/// Lengths of `fuse_in_header`, `fuse_out_header` and `fuse_write_in`.
+/// Lengths of `fuse_in_header` and `fuse_out_header`.
 pub const IN_HEADER: usize = 40;
 pub const OUT_HEADER: usize = 16;
-pub const WRITE_IN: usize = 40;
 /// Lengths of `fuse_attr`, `fuse_entry_out` and `fuse_dirent` without its name.
 pub const ATTR: usize = 88;
 pub const ENTRY_OUT: usize = 40 + ATTR;
@@ -105,7 +104,9 @@ pub mod fattr {
 
 /// `getattr_flags` of `fuse_getattr_in`: it names an open file.
 pub const GETATTR_FH: u32 = 1 << 0;
-/// `write_flags` of `fuse_write_in`: the writer has no right to keep the file's set-id bits.
+/// `write_flags` of `fuse_write_in`: pages of the guest's that were changed through a map, written back to where they are.
+pub const WRITE_CACHE: u32 = 1 << 0;
+/// The same: the writer has no right to keep the file's set-id bits.
 pub const WRITE_KILL_SUIDGID: u32 = 1 << 2;
 /// `open_flags` of `fuse_open_in` and `fuse_create_in`: the same.
 pub const OPEN_KILL_SUIDGID: u32 = 1 << 0;

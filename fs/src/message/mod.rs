@@ -21,52 +21,15 @@ pub fn data_bytes(socket_buffer: usize) -> usize {
     (pages * abi::PAGE).clamp(abi::PAGE, MAX_DATA)
 }
 
-/// Bytes for messages, of which those behind the headers of a read or a write begin a page, so that `O_DIRECT` takes them.
-#[derive(Debug)]
-pub struct Buffer {
-    bytes: Vec<u8>,
-    start: usize,
-}
-
-impl Buffer {
-    /// A buffer for requests.
-    #[must_use]
-    pub fn for_requests() -> Self {
-        Self::new(abi::IN_HEADER + abi::WRITE_IN)
-    }
-
-    /// A buffer for replies.
-    #[must_use]
-    pub fn for_replies() -> Self {
-        Self::new(abi::OUT_HEADER)
-    }
-
-    fn new(headers: usize) -> Self {
-        // Pages that no message has touched are not there.
-        let bytes = vec![0; MAX_MESSAGE + 2 * abi::PAGE];
-        let first_page = bytes.as_ptr().align_offset(abi::PAGE) + abi::PAGE;
-        Self { bytes, start: first_page - headers }
-    }
-
-    /// All of it.
-    #[must_use]
-    pub fn bytes(&mut self) -> &mut [u8] {
-        self.bytes.get_mut(self.start..).and_then(|bytes| bytes.get_mut(..MAX_MESSAGE)).unwrap_or_default()
-    }
+/// Bytes for any message. Those that no message has touched take no memory.
+#[must_use]
+pub fn buffer() -> Vec<u8> {
+    vec![0; MAX_MESSAGE]
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn data_begins_a_page() {
-        for (mut buffer, headers) in [(Buffer::for_requests(), 80), (Buffer::for_replies(), 16)] {
-            let bytes = buffer.bytes();
-            assert_eq!(bytes.len(), MAX_MESSAGE);
-            assert_eq!(bytes[headers..].as_ptr().align_offset(abi::PAGE), 0);
-        }
-    }
 
     #[test]
     fn a_small_socket_carries_small_messages() {

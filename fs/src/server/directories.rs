@@ -8,6 +8,7 @@ use rustix::fs::{FileType, Mode, OFlags, RawDir, SeekFrom};
 use rustix::io::Errno;
 
 use super::Server;
+use super::handles::Handle;
 use super::inodes::Inode;
 use super::names::find;
 use crate::message::abi::{self, ROOT_ID};
@@ -33,7 +34,7 @@ impl Server {
         }
         let inode = self.inodes.get(request.header.node)?;
         let directory = self.open_inode(&inode, OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty())?;
-        reply.put_handle(self.handles.add(directory))
+        reply.put_handle(self.handles.add(Handle::new(directory)))
     }
 
     /// `FUSE_READDIR` and, with what each entry is, `FUSE_READDIRPLUS`.

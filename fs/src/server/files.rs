@@ -1,23 +1,22 @@
 //! Open files: made, read, written and closed.
 
+use std::io::IoSlice;
 use std::os::fd::{AsFd, IntoRawFd, OwnedFd};
 
 use rustix::fs::{FallocateFlags, Mode, OFlags, SeekFrom, openat};
-use rustix::io::{Errno, retry_on_intr};
+use rustix::io::{Errno, ReadWriteFlags, retry_on_intr};
 
 use super::Server;
+use super::handles::Handle;
 use super::inodes::Inode;
 use super::names::find;
 use crate::message::abi::{self, ROOT_ID};
 use crate::message::{Reply, Request};
 
-/// What of a guest's `open` holds on the node, besides reading and writing.
-const KEPT: OFlags = OFlags::APPEND
-    .union(OFlags::TRUNC)
-    .union(OFlags::DIRECT)
-    .union(OFlags::SYNC)
-    .union(OFlags::DSYNC)
-    .union(OFlags::NOATIME);
+/// What of a guest's `open` holds on the node, besides reading and writing. Not `O_APPEND`: a program may switch it on and off
+/// while the file is open, and pages that were changed through a map belong where they are. Each write says whether it appends.
+/// Nor `O_DIRECT`: the guest's kernel passes its own cache by, and the last page of a map is no whole block of the node's disk.
+const KEPT: OFlags = OFlags::TRUNC.union(OFlags::SYNC).union(OFlags::DSYNC).union(OFlags::NOATIME);
 
 /// Most bytes that one request has copied on the node: a guest asks for the rest.
 const MAX_COPY: u64 = 64 << 20;
@@ -29,6 +28,8 @@ struct Flags {
     exclusive: bool,
     /// Whether a file that is opened so is changed.
     writes: bool,
+    /// Whether what is written is to be appended, for now.
+    appends: bool,
 }
 
 impl Flags {
@@ -42,6 +43,7 @@ impl Flags {
             flags: access | raw.intersection(KEPT),
             exclusive: raw.contains(OFlags::EXCL),
             writes: access != OFlags::RDONLY || raw.contains(OFlags::TRUNC),
+            appends: raw.contains(OFlags::APPEND),
         })
     }
 }
@@ -55,12 +57,18 @@ impl Server {
         reply.put_handle(self.handles.add(file))
     }
 
-    fn open_known(&self, inode: &Inode, flags: &Flags, how: u32) -> Result<OwnedFd, Errno> {
+    fn open_known(&self, inode: &Inode, flags: &Flags, how: u32) -> Result<Handle, Errno> {
         if flags.writes {
             inode.volume.check_writable()?;
         }
         let _guard = self.identity.without_set_id(how & abi::OPEN_KILL_SUIDGID != 0)?;
-        self.open_inode(inode, flags.flags, Mode::empty())
+        match self.open_inode(inode, flags.flags, Mode::empty()) {
+            // A file that may only grow (chattr +a) opens no other way.
+            Err(Errno::PERM) if flags.appends => {
+                self.open_inode(inode, flags.flags | OFlags::APPEND, Mode::empty()).map(Handle::that_grows)
+            }
+            result => result.map(Handle::new),
+        }
     }
 
     /// `FUSE_CREATE`: opens a file that is made if there is none.
@@ -76,7 +84,7 @@ impl Server {
             Ok(file) => {
                 drop(acting);
                 let found = self.reopen(&file, OFlags::PATH, Mode::empty())?;
-                (file, found)
+                (Handle::new(file), found)
             }
             Err(Errno::EXIST) if !flags.exclusive => {
                 // Somebody else has made it since the guest's kernel looked: whether this user may open it was not decided.
@@ -106,7 +114,7 @@ impl Server {
             self.reopen(&*directory, how, Mode::from_raw_mode(mode & 0o7777))?
         };
         let found = self.reopen(&file, OFlags::PATH, Mode::empty())?;
-        self.put_new(&directory, found, file, reply)
+        self.put_new(&directory, found, Handle::new(file), reply)
     }
 
     /// Tells the guest of a file, `found` with `O_PATH`, and that it has it open.
@@ -114,7 +122,7 @@ impl Server {
         &self,
         directory: &Inode,
         found: OwnedFd,
-        file: OwnedFd,
+        file: Handle,
         reply: &mut Reply<'_>,
     ) -> Result<(), Errno> {
         let (inode, stat) = self.inodes.learn(&directory.volume, found)?;
@@ -146,12 +154,23 @@ impl Server {
     pub(super) fn write(&self, mut request: Request<'_>, reply: &mut Reply<'_>) -> Result<(), Errno> {
         let body = &mut request.body;
         let (handle, offset, size, how) = (body.u64()?, body.u64()?, body.u32()?, body.u32()?);
-        // Lock owner, flags of the file and padding.
-        body.skip(16)?;
+        // Lock owner.
+        body.skip(8)?;
+        let (flags, _) = (OFlags::from_bits_retain(body.u32()?), body.u32()?);
         let bytes = body.bytes(usize::try_from(size).map_err(|_| Errno::INVAL)?)?;
         let handle = self.handles.get(handle)?;
+        let appends = flags.contains(OFlags::APPEND) && how & abi::WRITE_CACHE == 0;
+        if handle.grows && !appends {
+            return Err(Errno::PERM);
+        }
         let _guard = self.identity.without_set_id(how & abi::WRITE_KILL_SUIDGID != 0)?;
-        let count = retry_on_intr(|| rustix::io::pwrite(&*handle, bytes, offset))?;
+        let count = if appends {
+            // Where the file ends the node knows: the guest's offset is where it saw the end last.
+            let bytes = [IoSlice::new(bytes)];
+            retry_on_intr(|| rustix::io::pwritev2(&*handle, &bytes, 0, ReadWriteFlags::APPEND))?
+        } else {
+            retry_on_intr(|| rustix::io::pwrite(&*handle, bytes, offset))?
+        };
         reply.put_size(count)
     }
 

@@ -14,9 +14,21 @@ pub(super) struct Handle {
     file: OwnedFd,
     /// Held while a directory's position is used.
     position: Mutex<()>,
+    /// Whether the node appends whatever is written, wherever it belongs.
+    pub grows: bool,
 }
 
 impl Handle {
+    /// A file or a directory that was opened.
+    pub fn new(file: OwnedFd) -> Self {
+        Self { file, position: Mutex::new(()), grows: false }
+    }
+
+    /// A file that could be opened with `O_APPEND` only.
+    pub fn that_grows(file: OwnedFd) -> Self {
+        Self { grows: true, ..Self::new(file) }
+    }
+
     /// Nobody else moves the position meanwhile.
     pub fn lock_position(&self) -> MutexGuard<'_, ()> {
         lock(&self.position)
@@ -34,12 +46,12 @@ impl AsFd for Handle {
 pub(super) struct Handles(Mutex<(HashMap<u64, Arc<Handle>>, u64)>);
 
 impl Handles {
-    /// Adds a file; returns the number that the guest names it by, which is not used again.
-    pub fn add(&self, file: OwnedFd) -> u64 {
+    /// Adds one; returns the number that the guest names it by, which is not used again.
+    pub fn add(&self, handle: Handle) -> u64 {
         let mut handles = lock(&self.0);
         handles.1 += 1;
         let number = handles.1;
-        handles.0.insert(number, Arc::new(Handle { file, position: Mutex::new(()) }));
+        handles.0.insert(number, Arc::new(handle));
         number
     }
 

@@ -55,13 +55,18 @@ impl Identity {
         Ok(acting)
     }
 
-    /// Until the end of what is returned, this thread has no right to keep the set-id bits of a file that it changes.
+    /// Until the end of what is returned, this thread has no right to keep the set-id bits of a file that it changes. It may be
+    /// acting for somebody meanwhile, and has no more rights by this than before.
     pub fn without_set_id(self, wanted: bool) -> Result<WithoutSetId, Errno> {
-        let dropped = wanted && self.privileged;
-        if dropped {
-            hold(CAPABILITIES.difference(CapabilitySet::FSETID))?;
+        let mut before = None;
+        if wanted && self.privileged {
+            let held = rustix::thread::capabilities(None)?.effective;
+            if held.contains(CapabilitySet::FSETID) {
+                hold(held.difference(CapabilitySet::FSETID))?;
+                before = Some(held);
+            }
         }
-        Ok(WithoutSetId { dropped })
+        Ok(WithoutSetId { before })
     }
 }
 
@@ -97,7 +102,7 @@ impl Drop for Acting {
                 libc::setfsuid(0);
                 libc::setfsgid(0);
             }
-            restore();
+            restore(CAPABILITIES);
         }
     }
 }
@@ -105,20 +110,21 @@ impl Drop for Acting {
 /// A thread that cannot keep set-id bits.
 #[derive(Debug)]
 pub(super) struct WithoutSetId {
-    dropped: bool,
+    /// What it held, if that was more.
+    before: Option<CapabilitySet>,
 }
 
 impl Drop for WithoutSetId {
     fn drop(&mut self) {
-        if self.dropped {
-            restore();
+        if let Some(before) = self.before {
+            restore(before);
         }
     }
 }
 
-/// Has the thread hold all capabilities of the process again. A thread that cannot must not go on with another's rights.
-fn restore() {
-    if hold(CAPABILITIES).is_err() {
+/// Has the thread hold again what it held. A thread that cannot must not go on with another's rights.
+fn restore(before: CapabilitySet) {
+    if hold(before).is_err() {
         std::process::exit(1);
     }
 }

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 use rustix::fs::{FileType, Stat, fstat};
 use rustix::io::Errno;
 
+use super::generation::Generation;
 use super::lock;
 use super::volumes::Volume;
 use crate::message::abi::ROOT_ID;
@@ -31,6 +32,7 @@ pub(super) struct Inode {
     pub kind: FileType,
     /// What makes the guest's number of its device's.
     device: u64,
+    generation: Generation,
     file: OwnedFd,
 }
 
@@ -82,11 +84,14 @@ impl Inodes {
     /// The file that `file`, opened with `O_PATH`, is, of which the guest is going to be told.
     pub fn learn(&self, volume: &Arc<Volume>, file: OwnedFd) -> Result<(Arc<Inode>, Stat), Errno> {
         let stat = fstat(&file)?;
+        let (kind, generation) = (FileType::from_raw_mode(stat.st_mode), Generation::of(&file));
         let key = (volume.number, stat.st_dev, stat.st_ino);
         let mut table = lock(&self.0);
         let table = &mut *table;
         if let Some(node) = table.by_key.get(&key)
             && let Some(entry) = table.by_node.get_mut(node)
+            && entry.inode.kind == kind
+            && entry.inode.generation.agrees(&generation)
         {
             entry.lookups = entry.lookups.saturating_add(1);
             return Ok((Arc::clone(&entry.inode), stat));
@@ -97,10 +102,12 @@ impl Inodes {
         let inode = Arc::new(Inode {
             node,
             volume: Arc::clone(volume),
-            kind: FileType::from_raw_mode(stat.st_mode),
+            kind,
             device: device_number(&mut table.devices, (volume.number, stat.st_dev)),
+            generation,
             file,
         });
+        // One that had the number before is known by its node alone from now on.
         table.by_key.insert(key, node);
         table.by_node.insert(node, Entry { inode: Arc::clone(&inode), key, lookups: 1 });
         Ok((inode, stat))
@@ -113,6 +120,7 @@ impl Inodes {
         entry.lookups = entry.lookups.saturating_sub(count);
         if entry.lookups == 0
             && let Some(entry) = table.by_node.remove(&node)
+            && table.by_key.get(&entry.key) == Some(&node)
         {
             table.by_key.remove(&entry.key);
         }

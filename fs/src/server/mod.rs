@@ -7,6 +7,7 @@
 mod attributes;
 mod directories;
 mod files;
+mod generation;
 mod handles;
 mod identity;
 mod inodes;

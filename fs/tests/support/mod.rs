@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, dead_code, reason = "tests")]
 
+pub mod node;
+
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
@@ -158,8 +160,21 @@ impl Fs {
         data: &[u8],
         how: u32,
     ) -> Result<u32, i32> {
+        self.write_with(node, handle, offset, data, how, libc::O_RDWR)
+    }
+
+    /// Writes with these flags of the request's and, as they are when it is sent, of the open file's.
+    pub fn write_with(
+        &mut self,
+        node: u64,
+        handle: u64,
+        offset: u64,
+        data: &[u8],
+        how: u32,
+        flags: i32,
+    ) -> Result<u32, i32> {
         let mut body = longs(&[handle, offset]);
-        body.extend(numbers(&[data.len() as u32, how, 0, 0, 0, 0]));
+        body.extend(numbers(&[data.len() as u32, how, 0, 0, flags.cast_unsigned(), 0]));
         body.extend(data);
         self.ask(op::WRITE, node, &body).map(|out| u32_at(&out, 0))
     }
