@@ -47,6 +47,23 @@ fn config_maps_and_secrets_are_there_and_follow_their_updates() {
 }
 
 #[test]
+fn a_part_of_a_config_map_is_what_it_was_when_its_container_was_made() {
+    let host = Host::shared();
+    let pod = host.common_pod();
+    let config = Volume::atomic(&pod, "configmap", "parts", &[("key", "one"), ("other", "x")]);
+    let part = config.part(&pod, "parts", "key");
+    let container = |part: &Volume| pod.container().idle().mount(&part.path, "/etc/key", true);
+    let first = container(&part).start();
+    assert_eq!(first.exec_sh("cat /etc/key"), "one");
+    config.replace(&[("key", "two"), ("other", "x")]);
+    // The kubelet binds it anew before it makes the container again.
+    drop(part);
+    let part = config.part(&pod, "parts", "key");
+    let second = container(&part).start();
+    assert_eq!(second.exec_sh("cat /etc/key"), "two");
+}
+
+#[test]
 fn an_empty_dir_is_shared_by_the_containers_and_outlives_them() {
     let host = Host::shared();
     let pod = host.common_pod();

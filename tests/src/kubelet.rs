@@ -68,8 +68,15 @@ impl Volume {
     #[track_caller]
     pub fn part(&self, pod: &Pod<'_>, volume: &str, sub_path: &str) -> Self {
         let path = pod.kubelet_folder().join(format!("volume-subpaths/{volume}/main/0"));
-        fs::create_dir_all(&path).expect("the pod's folder can be made");
-        Run::new("mount").arg("--bind").arg(self.path.join(sub_path)).arg(&path).ok();
+        // What is there is bound, and not the links that lead to it.
+        let part = self.path.join(sub_path).canonicalize().expect("the part is there");
+        let made = if part.is_dir() {
+            fs::create_dir_all(&path)
+        } else {
+            fs::create_dir_all(path.parent().unwrap_or(&path)).and_then(|()| fs::write(&path, ""))
+        };
+        made.expect("the pod's folder can be made");
+        Run::new("mount").arg("--bind").arg(part).arg(&path).ok();
         Self { path, mounted: true }
     }
 
