@@ -28,10 +28,10 @@ fn an_image_is_mounted_read_only_and_by_parts() {
     let Some(host) = host() else { return };
     let pod = configured(GRANTED, || host.pod().start());
     let whole = with_image(&pod, images::LAYERS30, "").start();
-    // What 30 layers over one another are, with the image's owners.
+    // What 30 layers over one another are, one file of which is gone, with the image's owners.
     assert_eq!(
         whole.exec_sh("cat /image/top; ls /image/layers | wc -l; stat -c %u:%g /image/home/user"),
-        "29\n29\n1000:1000"
+        "29\n28\n1000:1000"
     );
     let denied = whole.exec(&["touch", "/image/new"]);
     assert_says(&denied.stderr, "Read-only file system");
