@@ -6,9 +6,11 @@ mod support;
 
 use std::fs;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use ravelin_fs::message::abi::op;
-use support::{Fs, ROOT, Scratch, is_root, longs, numbers, u32_at};
+use ravelin_fs::worker::WORKERS;
+use support::{Fs, ROOT, Scratch, is_root, longs, node, numbers, text, u32_at};
 
 #[test]
 fn a_guest_that_opens_without_end_meets_a_limit() {
@@ -53,6 +55,33 @@ fn it_ends_with_either_of_its_sockets() {
     fs.init();
     drop(fs.control.take());
     assert!(fs.ends());
+}
+
+/// As a network file system of a node's may be: nobody answers for it, and who waits waits.
+#[test]
+fn a_volume_that_does_not_answer_holds_up_neither_orders_nor_the_end() {
+    for closes_control in [true, false] {
+        let (_nobody, hung) = node::mount();
+        let good = tempfile::tempdir().unwrap();
+        let mut fs = Fs::start();
+        fs.init();
+        let begin = Instant::now();
+        fs.add(0, false, &hung).unwrap();
+        fs.add_path(1, false, good.path());
+        let file = tempfile::tempfile().unwrap();
+        assert!(fs.add(2, false, file).unwrap_err().to_string().contains("is not a directory"));
+        assert!(begin.elapsed() < Duration::from_secs(5));
+        fs.lookup(ROOT, "1").unwrap();
+        // All that answer requests wait for it now, and one request more for them.
+        for _ in 0..=WORKERS {
+            let packet = fs.packet(op::LOOKUP, ROOT, &text("0"));
+            fs.send(&packet);
+        }
+        let other = tempfile::tempdir().unwrap();
+        fs.add_path(3, false, other.path());
+        drop(if closes_control { fs.control.take() } else { fs.requests.take() });
+        assert!(fs.ends(), "closes_control: {closes_control}");
+    }
 }
 
 #[test]
