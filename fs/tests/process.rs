@@ -12,6 +12,28 @@ use ravelin_fs::message::abi::op;
 use ravelin_fs::worker::WORKERS;
 use support::{Fs, ROOT, Scratch, is_root, longs, node, numbers, text, u32_at};
 
+/// Lets the server have so many descriptors, as a node's administrator may.
+fn allow(fs: &Fs, descriptors: u64) {
+    let limit = format!("--nofile={descriptors}:{descriptors}");
+    let set = Command::new("prlimit").args([&limit, "--pid", &fs.child.id().to_string()]).status().unwrap();
+    assert!(set.success());
+}
+
+/// Opens a file until there are no descriptors left.
+fn open_all(fs: &mut Fs, file: u64) -> Vec<u64> {
+    let mut handles = Vec::new();
+    loop {
+        match fs.open(file, libc::O_RDONLY) {
+            Ok(handle) => handles.push(handle),
+            Err(error) => {
+                assert_eq!(error, libc::EMFILE);
+                return handles;
+            }
+        }
+        assert!(handles.len() < 200);
+    }
+}
+
 #[test]
 fn a_guest_that_opens_without_end_meets_a_limit() {
     if !is_root() {
@@ -19,27 +41,60 @@ fn a_guest_that_opens_without_end_meets_a_limit() {
     }
     let mut scratch = Scratch::new();
     fs::write(scratch.path("file"), b"data").unwrap();
-    // A node whose administrator allows few.
-    let pid = scratch.fs.child.id();
-    let set = Command::new("prlimit").args(["--nofile=200:200", "--pid", &pid.to_string()]).status().unwrap();
-    assert!(set.success());
+    fs::write(scratch.path("other"), b"data").unwrap();
+    allow(&scratch.fs, 200);
     let volume = scratch.volume;
     let fs = &mut scratch.fs;
     let file = fs.lookup(volume, "file").unwrap();
-    let mut handles = Vec::new();
-    let error = loop {
-        match fs.open(file, libc::O_RDONLY) {
-            Ok(handle) => handles.push(handle),
-            Err(error) => break error,
-        }
-        assert!(handles.len() < 200);
-    };
-    assert_eq!(error, libc::EMFILE);
-    assert!(fs.create(volume, "new", libc::O_RDWR, 0o600).is_err());
+    let handles = open_all(fs, file);
+    // What needs a descriptor says so, and all else goes on.
+    assert_eq!(fs.lookup(volume, "other"), Err(libc::EMFILE));
+    assert_eq!(fs.ask(op::OPENDIR, volume, &[0; 8]), Err(libc::EMFILE));
+    assert_eq!(fs.read(file, handles[0], 0, 10).unwrap(), b"data");
+    assert_eq!(fs.size(file), 4);
+    fs.ask(op::UNLINK, volume, &text("other")).unwrap();
     for handle in handles {
+        // close() must not fail: programs take that for lost data.
+        assert_eq!(fs.ask(op::FLUSH, file, &longs(&[handle, 0, 0])), Ok(Vec::new()));
         fs.ask(op::RELEASE, file, &longs(&[handle, 0, 0])).unwrap();
     }
     assert_eq!(fs.open(file, libc::O_RDONLY).map(drop), Ok(()));
+}
+
+#[test]
+fn what_the_guest_cannot_be_told_of_is_not_made() {
+    let mut scratch = Scratch::new();
+    fs::write(scratch.path("file"), b"data").unwrap();
+    allow(&scratch.fs, 200);
+    let regular = libc::S_IFREG | 0o600;
+    let read_write = libc::O_RDWR.cast_unsigned();
+    // With the descriptors that each takes: one for what it has made, and one if that is opened too.
+    for (opcode, body, takes) in [
+        (op::MKDIR, [numbers(&[0o755, 0]), text("new")].concat(), 1),
+        (op::MKNOD, [numbers(&[regular, 0, 0, 0]), text("new")].concat(), 1),
+        (op::SYMLINK, [text("new"), text("file")].concat(), 1),
+        (op::LINK, text("new"), 1),
+        (op::CREATE, [numbers(&[read_write, 0o600, 0, 0]), text("new")].concat(), 2),
+    ] {
+        for free in 0..=takes {
+            // A new mount: what an earlier one had open is closed.
+            scratch.fs.init();
+            let volume = scratch.fs.lookup(ROOT, "0").unwrap();
+            let file = scratch.fs.lookup(volume, "file").unwrap();
+            for handle in open_all(&mut scratch.fs, file).into_iter().take(free) {
+                scratch.fs.ask(op::RELEASE, file, &longs(&[handle, 0, 0])).unwrap();
+            }
+            let body =
+                if opcode == op::LINK { [longs(&[file]), body.clone()].concat() } else { body.clone() };
+            let made = scratch.fs.ask(opcode, volume, &body).map(drop);
+            let expected = if free < takes { Err(libc::EMFILE) } else { Ok(()) };
+            assert_eq!(made, expected, "{opcode} with {free} descriptors");
+            let there = fs::symlink_metadata(scratch.path("new")).is_ok();
+            assert_eq!(there, made.is_ok(), "{opcode} with {free} descriptors");
+        }
+        let path = scratch.path("new");
+        fs::remove_dir(&path).or_else(|_| fs::remove_file(&path)).unwrap();
+    }
 }
 
 #[test]

@@ -162,6 +162,12 @@ impl Server {
         }
     }
 
+    /// Keeps a descriptor free until what is returned is dropped: for what a request makes, which would be there although the
+    /// request had failed, if there were none to look at it with. Another thread may be quicker in the moment between.
+    fn reserve(&self) -> Result<OwnedFd, Errno> {
+        openat(&self.descriptors, c".", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
+    }
+
     fn has_agreed_on(&self, flag: u32) -> bool {
         self.agreed.load(Ordering::Relaxed) & flag != 0
     }
