@@ -164,6 +164,14 @@ fn orders_that_make_no_sense_are_refused() {
     assert_eq!(scratch.fs.lookup(ROOT, "0"), Ok(scratch.volume));
 }
 
+/// What a pod may have whose cgroup is this process's.
+fn descriptors_of_a_pod() -> u64 {
+    let cgroups = fs::read_to_string("/proc/self/cgroup").unwrap();
+    let path = cgroups.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or("none");
+    let memory = fs::read_to_string(format!("/sys/fs/cgroup{path}/memory.max")).unwrap_or_default();
+    memory.trim().parse::<u64>().map_or(1 << 18, |bytes| (bytes >> 14).clamp(1 << 16, 1 << 20))
+}
+
 #[test]
 fn the_process_has_little() {
     if !is_root() {
@@ -193,6 +201,13 @@ fn the_process_has_little() {
         assert_ne!(of(&pid.to_string()), of("self"), "{namespace}");
     }
     assert_eq!(fs::read_dir(format!("/proc/{pid}/root")).unwrap().count(), 0);
+    // A share of the node's open files, by the memory of the pod's cgroup.
+    let limits = fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
+    let limit = limits.lines().find_map(|line| line.strip_prefix("Max open files")).unwrap();
+    let limit: u64 = limit.split_whitespace().next().unwrap().parse().unwrap();
+    let hard = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum;
+    let share = descriptors_of_a_pod();
+    assert!(limit == share || limit < share && Some(limit) == hard, "{share}, {limits}");
     let mounts = fs::read_to_string(format!("/proc/{pid}/mounts")).unwrap();
     assert_eq!(mounts.lines().count(), 1, "{mounts}");
 }
