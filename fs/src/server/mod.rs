@@ -78,11 +78,14 @@ impl Server {
             return Some(reply.finish(header.unique, Err(Errno::INVAL)));
         }
         let result = match header.opcode {
-            op::FORGET | op::BATCH_FORGET | op::INTERRUPT | op::NOTIFY_REPLY => {
+            op::FORGET | op::BATCH_FORGET => {
                 // One that is cut short is for nobody to hear of.
                 let _ = self.forget(request);
                 return None;
             }
+            // Nothing is given up half-way: what a request waits for is the node's, and is awaited. Nor was anything asked of the
+            // guest that it could reply to. No answer is due to either.
+            op::INTERRUPT | op::NOTIFY_REPLY => return None,
             _ => self.dispatch(request, &mut reply),
         };
         Some(reply.finish(header.unique, result))
