@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use ravelin_fs::message::abi::op;
 use ravelin_fs::worker::WORKERS;
-use support::{Fs, ROOT, Scratch, is_root, longs, node, numbers, text, u32_at};
+use support::{Fs, ROOT, Scratch, longs, node, numbers, text, u32_at};
 
 /// Lets the server have so many descriptors, as a node's administrator may.
 fn allow(fs: &Fs, descriptors: u64) {
@@ -36,9 +36,6 @@ fn open_all(fs: &mut Fs, file: u64) -> Vec<u64> {
 
 #[test]
 fn a_guest_that_opens_without_end_meets_a_limit() {
-    if !is_root() {
-        return;
-    }
     let mut scratch = Scratch::new();
     fs::write(scratch.path("file"), b"data").unwrap();
     fs::write(scratch.path("other"), b"data").unwrap();
@@ -99,9 +96,6 @@ fn what_the_guest_cannot_be_told_of_is_not_made() {
 
 #[test]
 fn it_ends_with_either_of_its_sockets() {
-    if !is_root() {
-        return;
-    }
     let mut fs = Fs::start();
     fs.init();
     drop(fs.requests.take());
@@ -141,9 +135,6 @@ fn a_volume_that_does_not_answer_holds_up_neither_orders_nor_the_end() {
 
 #[test]
 fn orders_that_make_no_sense_are_refused() {
-    if !is_root() {
-        return;
-    }
     let mut scratch = Scratch::new();
     let control = scratch.fs.control.as_ref().unwrap();
     for packet in [
@@ -174,9 +165,6 @@ fn descriptors_of_a_pod() -> u64 {
 
 #[test]
 fn the_process_has_little() {
-    if !is_root() {
-        return;
-    }
     let scratch = Scratch::new();
     let pid = scratch.fs.child.id();
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
