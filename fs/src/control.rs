@@ -9,7 +9,10 @@
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::thread::sleep;
+use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::{Errno, retry_on_intr};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
@@ -32,6 +35,9 @@ const REQUEST: usize = 16;
 const ANSWER: usize = 8;
 /// Longest answer.
 const MAX_ANSWER: usize = 1024;
+
+/// How long requests of a machine that has hung up are worked on.
+const LAST_REQUESTS: Duration = Duration::from_secs(1);
 
 /// Bytes that a socket for requests holds back for its reader. The kernel counts its own bookkeeping too, and doubles it.
 const SOCKET_BUFFER: libc::c_int = 2 << 20;
@@ -108,12 +114,14 @@ pub fn answer(control: impl AsFd) -> io::Result<()> {
     }
 }
 
-/// Serves the shim until it hangs up.
+/// Serves the shim until it hangs up, or the machine has, whose end of `requests` that is.
 ///
 /// # Errors
-/// When the socket fails.
-pub fn serve(control: impl AsFd, server: &Server) -> io::Result<()> {
-    while let Some(result) = receive(&control)? {
+/// When a socket fails.
+pub fn serve(control: impl AsFd, requests: impl AsFd, server: &Server) -> io::Result<()> {
+    while wait(&control, &requests)?
+        && let Some(result) = receive(&control)?
+    {
         let result = result.and_then(|order| {
             let Order { number, read_only, directory } = order;
             server.add_volume(number, read_only, directory).map_err(|error| error.to_string())
@@ -132,6 +140,20 @@ pub fn serve(control: impl AsFd, server: &Server) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Waits for an order, or the shim's end; false when the machine has hung up.
+fn wait(control: &impl AsFd, requests: &impl AsFd) -> io::Result<bool> {
+    let mut sockets = [PollFd::new(control, PollFlags::IN), PollFd::new(requests, PollFlags::empty())];
+    retry_on_intr(|| poll(&mut sockets, None))?;
+    let [_, requests] = sockets;
+    if requests.revents().is_empty() {
+        return Ok(true);
+    }
+    // The threads that answer end the process when they have done what was asked for. But all of them may wait for a file system
+    // that does not answer.
+    sleep(LAST_REQUESTS);
+    Ok(false)
 }
 
 /// To add a volume.

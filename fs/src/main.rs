@@ -80,7 +80,7 @@ fn run() -> Result<(), Box<dyn Error + Send + Sync>> {
     together.wait();
     jail::restrict_calls()?;
     together.wait();
-    end(control::serve(&control, &server))
+    end(control::serve(&control, &*requests, &server))
 }
 
 /// Has the C library give large pieces of memory back to the kernel as soon as they are free, and take no heap for each thread.

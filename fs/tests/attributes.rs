@@ -8,15 +8,12 @@ use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 
 use ravelin_fs::message::abi::{self, fattr, op};
-use support::{Fs, ROOT, Scratch, changes, is_root, numbers, text, u32_at};
+use support::{Fs, ROOT, Scratch, changes, numbers, text, tree_on_disk, u32_at};
 
 const READ_WRITE: i32 = libc::O_RDWR;
 
 #[test]
 fn files_belong_to_who_makes_them() {
-    if !is_root() {
-        return;
-    }
     let mut scratch = Scratch::new();
     let Scratch { fs, volume, .. } = &mut scratch;
     let volume = *volume;
@@ -51,9 +48,6 @@ fn files_belong_to_who_makes_them() {
 
 #[test]
 fn a_file_that_somebody_else_made_first_is_opened_by_those_who_may() {
-    if !is_root() {
-        return;
-    }
     let mut scratch = Scratch::new();
     let volume = scratch.volume;
     let fs = &mut scratch.fs;
@@ -77,9 +71,6 @@ fn a_file_that_somebody_else_made_first_is_opened_by_those_who_may() {
 /// The guest's kernel says of an unprivileged user that who opens a file so has no right to keep its set-id bits.
 #[test]
 fn who_may_not_keep_set_id_bits_may_not_open_more_either() {
-    if !is_root() {
-        return;
-    }
     let mut scratch = Scratch::new();
     let (volume, path) = (scratch.volume, scratch.path("roots"));
     fs::write(&path, b"root's").unwrap();
@@ -116,9 +107,6 @@ fn who_may_not_keep_set_id_bits_may_not_open_more_either() {
 
 #[test]
 fn attributes_change_as_they_are_told() {
-    if !is_root() {
-        return;
-    }
     let mut scratch = Scratch::new();
     let volume = scratch.volume;
     let fs = &mut scratch.fs;
@@ -151,10 +139,7 @@ fn attributes_change_as_they_are_told() {
 
 #[test]
 fn attributes_of_programs_and_acls_are_the_files_own() {
-    if !is_root() {
-        return;
-    }
-    let tree = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let tree = tree_on_disk();
     let mut fs = Fs::start();
     fs.add_path(0, false, tree.path());
     fs.init();
@@ -200,9 +185,6 @@ fn attributes_of_programs_and_acls_are_the_files_own() {
 
 #[test]
 fn pipes_and_sockets_are_made_and_never_opened() {
-    if !is_root() {
-        return;
-    }
     let mut scratch = Scratch::new();
     let volume = scratch.volume;
     let fs = &mut scratch.fs;

@@ -9,15 +9,12 @@ use std::io::Write;
 use std::os::unix::fs::MetadataExt;
 
 use ravelin_fs::message::abi::{self, op};
-use support::{Fs, ROOT, Scratch, is_root, longs, numbers, text, u32_at, u64_at};
+use support::{Fs, ROOT, Scratch, longs, numbers, text, tree_on_disk, u32_at, u64_at};
 
 const READ_WRITE: i32 = libc::O_RDWR;
 
 #[test]
 fn a_file_is_made_written_read_and_synced() {
-    if !is_root() {
-        return;
-    }
     let Scratch { mut fs, tree, volume } = Scratch::new();
     let (node, handle) = fs.create(volume, "file", READ_WRITE, 0o666).unwrap();
     assert_eq!(fs.owner(node), (libc::S_IFREG | 0o644, 0, 0));
@@ -44,10 +41,7 @@ fn a_file_is_made_written_read_and_synced() {
 
 #[test]
 fn one_mebibyte_passes_both_ways_and_directly() {
-    if !is_root() {
-        return;
-    }
-    let tree = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let tree = tree_on_disk();
     let mut fs = Fs::start();
     fs.add_path(0, false, tree.path());
     fs.init();
@@ -74,9 +68,6 @@ fn one_mebibyte_passes_both_ways_and_directly() {
 
 #[test]
 fn what_is_open_outlives_its_names() {
-    if !is_root() {
-        return;
-    }
     let mut scratch = Scratch::new();
     let volume = scratch.volume;
     let fs = &mut scratch.fs;
@@ -108,9 +99,6 @@ fn what_is_open_outlives_its_names() {
 
 #[test]
 fn a_file_without_a_name_can_be_given_one() {
-    if !is_root() {
-        return;
-    }
     let mut scratch = Scratch::new();
     let volume = scratch.volume;
     let fs = &mut scratch.fs;
@@ -129,9 +117,6 @@ fn a_file_without_a_name_can_be_given_one() {
 
 #[test]
 fn two_who_append_do_not_overwrite_each_other() {
-    if !is_root() {
-        return;
-    }
     let mut scratch = Scratch::new();
     let volume = scratch.volume;
     let fs = &mut scratch.fs;
@@ -155,9 +140,6 @@ fn two_who_append_do_not_overwrite_each_other() {
 
 #[test]
 fn pages_of_a_map_go_where_they_are_also_if_the_file_is_appended_to() {
-    if !is_root() {
-        return;
-    }
     let mut scratch = Scratch::new();
     let (volume, path) = (scratch.volume, scratch.path("file"));
     let fs = &mut scratch.fs;
@@ -178,9 +160,6 @@ fn pages_of_a_map_go_where_they_are_also_if_the_file_is_appended_to() {
 
 #[test]
 fn appending_can_be_switched_on_and_off() {
-    if !is_root() {
-        return;
-    }
     let mut scratch = Scratch::new();
     let (volume, path) = (scratch.volume, scratch.path("file"));
     let fs = &mut scratch.fs;
@@ -196,10 +175,7 @@ fn appending_can_be_switched_on_and_off() {
 /// A file that the node's administrator lets only be appended to (`chattr +a`).
 #[test]
 fn a_file_that_only_grows_is_appended_to_and_not_changed() {
-    if !is_root() {
-        return;
-    }
-    let tree = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let tree = tree_on_disk();
     let path = tree.path().join("log");
     fs::write(&path, b"one ").unwrap();
     let file = fs::File::open(&path).unwrap();
@@ -232,9 +208,6 @@ fn a_file_that_only_grows_is_appended_to_and_not_changed() {
 
 #[test]
 fn space_is_allocated_punched_and_found() {
-    if !is_root() {
-        return;
-    }
     let mut scratch = Scratch::new();
     let volume = scratch.volume;
     let fs = &mut scratch.fs;
@@ -263,9 +236,6 @@ fn space_is_allocated_punched_and_found() {
 
 #[test]
 fn memory_of_long_messages_is_given_back() {
-    if !is_root() {
-        return;
-    }
     let mut scratch = Scratch::new();
     let volume = scratch.volume;
     let fs = &mut scratch.fs;

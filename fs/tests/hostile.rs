@@ -10,7 +10,7 @@ use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::Path;
 
 use ravelin_fs::message::abi::{fattr, op};
-use support::{ROOT, Scratch, is_root, longs, numbers, text, widen};
+use support::{ROOT, Scratch, longs, numbers, text, widen};
 
 /// Whether the server still serves.
 fn serves(scratch: &mut Scratch) -> bool {
@@ -30,9 +30,6 @@ fn make_device(path: &Path) {
 
 #[test]
 fn no_name_leads_out_of_a_volume() {
-    if !is_root() {
-        return;
-    }
     let mut scratch = Scratch::new();
     fs::create_dir_all(scratch.path("a/b")).unwrap();
     let fs = &mut scratch.fs;
@@ -64,9 +61,6 @@ fn no_name_leads_out_of_a_volume() {
 
 #[test]
 fn symbolic_links_are_not_followed() {
-    if !is_root() {
-        return;
-    }
     let secret = tempfile::tempdir().unwrap();
     fs::write(secret.path().join("file"), b"secret").unwrap();
     let mut scratch = Scratch::new();
@@ -103,9 +97,6 @@ fn symbolic_links_are_not_followed() {
 
 #[test]
 fn devices_are_neither_made_nor_opened() {
-    if !is_root() {
-        return;
-    }
     let mut scratch = Scratch::new();
     make_device(&scratch.path("null"));
     let volume = scratch.volume;
@@ -127,9 +118,6 @@ fn devices_are_neither_made_nor_opened() {
 
 #[test]
 fn every_opcode_takes_bodies_of_every_length() {
-    if !is_root() {
-        return;
-    }
     let mut scratch = Scratch::new();
     fs::write(scratch.path("file"), b"data").unwrap();
     let file = scratch.fs.lookup(scratch.volume, "file").unwrap();
@@ -155,9 +143,6 @@ fn every_opcode_takes_bodies_of_every_length() {
 
 #[test]
 fn lengths_that_do_not_agree_are_an_error() {
-    if !is_root() {
-        return;
-    }
     let mut scratch = Scratch::new();
     let volume = scratch.volume;
     let fs = &mut scratch.fs;
@@ -200,9 +185,6 @@ fn lengths_that_do_not_agree_are_an_error() {
 
 #[test]
 fn numbers_that_were_never_given_out_name_nothing() {
-    if !is_root() {
-        return;
-    }
     let mut scratch = Scratch::new();
     let volume = scratch.volume;
     let fs = &mut scratch.fs;

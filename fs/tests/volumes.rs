@@ -12,15 +12,12 @@ use std::sync::{Arc, Mutex};
 use ravelin_fs::message::abi::{self, fattr, op};
 use rustix::mount::{OpenTreeFlags, open_tree};
 use support::node::{self, Played};
-use support::{Fs, ROOT, Scratch, changes, is_root, longs, numbers, text, u32_at, u64_at};
+use support::{Fs, ROOT, Scratch, changes, longs, needs_root, numbers, text, u32_at, u64_at};
 
 const READ_WRITE: i32 = libc::O_RDWR;
 
 #[test]
 fn the_guest_is_told_what_the_server_can() {
-    if !is_root() {
-        return;
-    }
     let mut fs = Fs::start();
     let out = fs.init();
     assert_eq!(out.len(), 64);
@@ -46,9 +43,6 @@ fn the_guest_is_told_what_the_server_can() {
 
 #[test]
 fn volumes_are_folders_of_the_root_and_come_while_it_runs() {
-    if !is_root() {
-        return;
-    }
     let (first, second) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     fs::write(second.path().join("here"), b"x").unwrap();
     let mut fs = Fs::start();
@@ -81,9 +75,6 @@ fn volumes_are_folders_of_the_root_and_come_while_it_runs() {
 
 #[test]
 fn large_directories_are_read_to_their_end() {
-    if !is_root() {
-        return;
-    }
     let mut scratch = Scratch::new();
     for number in 0..3000 {
         fs::write(scratch.path(&format!("{number:0>200}")), b"").unwrap();
@@ -124,9 +115,6 @@ fn large_directories_are_read_to_their_end() {
 
 #[test]
 fn nothing_changes_in_a_volume_that_is_read_only() {
-    if !is_root() {
-        return;
-    }
     let mut scratch = Scratch::with(true);
     fs::write(scratch.path("file"), b"data").unwrap();
     fs::create_dir(scratch.path("dir")).unwrap();
@@ -147,6 +135,7 @@ fn nothing_changes_in_a_volume_that_is_read_only() {
         (op::UNLINK, volume, text("file")),
         (op::RMDIR, volume, text("dir")),
         (op::RENAME, volume, [longs(&[volume]), text("file"), text("x")].concat()),
+        (op::RENAME2, volume, [longs(&[volume]), numbers(&[2, 0]), text("file"), text("dir")].concat()),
         (op::LINK, volume, [longs(&[file]), text("x")].concat()),
         (op::TMPFILE, volume, [numbers(&[2, 0o600, 0, 0]), text("/")].concat()),
         (op::SETATTR, file, changes(fattr::MODE, 0, 0, [0; 2], 0, (0, 0))),
@@ -156,14 +145,20 @@ fn nothing_changes_in_a_volume_that_is_read_only() {
     ] {
         assert_eq!(fs.ask(opcode, node, &body), Err(libc::EROFS), "{opcode}");
     }
+    // What is open there is open for reading.
+    let fallocate = [longs(&[handle, 0, 4096]), numbers(&[0, 0])].concat();
+    assert_eq!(fs.ask(op::FALLOCATE, file, &fallocate), Err(libc::EBADF));
+    let punch = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+    let punch = [longs(&[handle, 0, 4096]), numbers(&[punch.cast_unsigned(), 0])].concat();
+    assert_eq!(fs.ask(op::FALLOCATE, file, &punch), Err(libc::EBADF));
+    let copy = longs(&[handle, 0, file, handle, 2, 2, 0]);
+    assert_eq!(fs.ask(op::COPY_FILE_RANGE, file, &copy), Err(libc::EBADF));
     assert_eq!(fs::read(scratch.tree.path().join("file")).unwrap(), b"data");
+    assert_eq!(fs::read_dir(scratch.tree.path()).unwrap().count(), 2);
 }
 
 #[test]
 fn two_volumes_are_two_file_systems() {
-    if !is_root() {
-        return;
-    }
     let mut scratch = Scratch::new();
     let other = tempfile::tempdir().unwrap();
     scratch.fs.add_path(1, false, other.path());
@@ -179,9 +174,6 @@ fn two_volumes_are_two_file_systems() {
 
 #[test]
 fn a_change_of_the_nodes_is_seen() {
-    if !is_root() {
-        return;
-    }
     let mut scratch = Scratch::new();
     let volume = scratch.volume;
     let fs = &mut scratch.fs;
@@ -228,9 +220,7 @@ fn two_files_that_had_one_number_are_two() {
 /// As the shim hands volumes over: a clone of the mount that is in no namespace, on which the kernel follows and runs nothing.
 #[test]
 fn a_detached_mount_is_served_as_any_directory() {
-    if !is_root() {
-        return;
-    }
+    needs_root();
     let tree = tempfile::tempdir().unwrap();
     fs::write(tree.path().join("file"), b"data").unwrap();
     std::os::unix::fs::symlink("file", tree.path().join("link")).unwrap();

@@ -5,6 +5,7 @@
 //! byte from outside.
 
 mod calls;
+mod limits;
 mod privileges;
 mod root;
 
@@ -13,7 +14,6 @@ use std::io;
 use std::os::fd::OwnedFd;
 
 use landlock::{ABI, Access, AccessNet, Ruleset, RulesetAttr, RulesetError, Scope};
-use rustix::process::{Resource, Rlimit};
 use rustix::thread::UnshareFlags;
 
 use crate::control::REQUESTS_FD;
@@ -23,10 +23,6 @@ pub use privileges::CAPABILITIES;
 
 /// The newest of Landlock's interfaces that the rights are taken from; an older kernel denies what it knows.
 const NEWEST: ABI = ABI::V6;
-/// Descriptors that the process may hold: one for each file that the guest knows, and for each that it has open. The kernel allows
-/// no process more, unless the node's administrator has changed that.
-const MAX_DESCRIPTORS: u64 = 1 << 20;
-
 /// The process could not be confined.
 #[derive(Debug, thiserror::Error)]
 #[error("Cannot confine the process: {step}")]
@@ -47,11 +43,12 @@ fn failed<E: Into<Box<dyn Error + Send + Sync>>>(step: &'static str) -> impl FnO
 /// When a step fails, which it does if the process is not root. The process must then end.
 pub fn enter() -> Result<OwnedFd, JailError> {
     close_descriptors()?;
+    let files = limits::descriptors();
     let flags = UnshareFlags::NEWNS | UnshareFlags::NEWNET | UnshareFlags::NEWIPC | UnshareFlags::NEWUTS;
     // SAFETY: the process has one thread, and none of the flags parts descriptors.
     unsafe { rustix::thread::unshare_unsafe(flags) }.map_err(failed("leave the node's namespaces"))?;
     let descriptors = root::leave()?;
-    set_limits()?;
+    limits::set(files)?;
     privileges::drop()?;
     deny_network().map_err(failed("restrict it by Landlock"))?;
     Ok(descriptors)
@@ -65,21 +62,6 @@ fn close_descriptors() -> Result<(), JailError> {
         return Err(failed("close inherited descriptors")(io::Error::last_os_error()));
     }
     Ok(())
-}
-
-fn set_limits() -> Result<(), JailError> {
-    let hard = rustix::process::getrlimit(Resource::Nofile).maximum;
-    let set = |resource, value| {
-        rustix::process::setrlimit(resource, Rlimit { current: Some(value), maximum: Some(value) })
-    };
-    // A node whose administrator allows less decides.
-    if set(Resource::Nofile, MAX_DESCRIPTORS).is_err() {
-        set(Resource::Nofile, hard.unwrap_or(MAX_DESCRIPTORS)).map_err(failed("set resource limits"))?;
-    }
-    [Resource::Core, Resource::Msgqueue, Resource::Memlock]
-        .into_iter()
-        .try_for_each(|resource| set(resource, 0))
-        .map_err(failed("set resource limits"))
 }
 
 /// Denies what Landlock can deny to a process that is handed directories while it runs: the network, abstract sockets and signals

@@ -77,16 +77,18 @@ impl Server {
         let (flags, mode, mask, how) = (Flags::parse(body.u32()?)?, body.u32()?, body.u32()?, body.u32()?);
         let name = body.name()?;
         let directory = self.writable_directory(header.node)?;
+        let room = self.reserve()?;
         let acting = self.identity.act_for(header.uid, header.gid, mask)?;
         let new = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NOCTTY;
         let mode = Mode::from_raw_mode(mode & 0o7777);
         let (file, found) = match openat(&*directory, name, flags.flags | new, mode) {
             Ok(file) => {
-                drop(acting);
+                drop((acting, room));
                 let found = self.reopen(&file, OFlags::PATH, Mode::empty())?;
                 (Handle::new(file), found)
             }
             Err(Errno::EXIST) if !flags.exclusive => {
+                drop(room);
                 // Somebody else has made it since the guest's kernel looked: whether this user may open it was not decided.
                 acting.without_access()?;
                 let found = find(&directory, name)?;
@@ -177,7 +179,12 @@ impl Server {
     /// `FUSE_FLUSH`: a descriptor of the guest's is closed. Some file systems say only to this that a write has failed.
     pub(super) fn flush(&self, mut request: Request<'_>) -> Result<(), Errno> {
         let handle = self.handles.get(request.body.u64()?)?;
-        let copy = rustix::io::fcntl_dupfd_cloexec(&*handle, 0)?.into_raw_fd();
+        let copy = match rustix::io::fcntl_dupfd_cloexec(&*handle, 0) {
+            Ok(copy) => copy.into_raw_fd(),
+            // What was written is the node's: it is no reason for a program to believe it lost.
+            Err(Errno::MFILE | Errno::NFILE) => return Ok(()),
+            Err(errno) => return Err(errno),
+        };
         // SAFETY: nobody else has the descriptor, and it is closed whatever the call says.
         match unsafe { libc::close(copy) } {
             0 => Ok(()),

@@ -77,14 +77,15 @@ mod tests {
     #[test]
     fn a_file_agrees_with_itself_and_with_what_is_not_known() {
         let file = tempfile::tempfile().unwrap();
-        let other = tempfile::tempfile().unwrap();
-        for of in [birth, handle] {
-            let generation = of(&&file).unwrap();
+        // Not every file system tells both.
+        let tell = [birth, handle].into_iter().filter_map(|of| Some((of, of(&&file)?)));
+        for (of, generation) in tell {
             assert!(generation.agrees(&of(&&file).unwrap()));
             assert!(generation.agrees(&Generation::Unknown) && Generation::Unknown.agrees(&generation));
         }
-        assert!(!handle(&&file).unwrap().agrees(&handle(&&other).unwrap()));
+        let handle = |bytes: &[u8]| Generation::Handle(1, bytes.into());
+        assert!(handle(b"same").agrees(&handle(b"same")) && !handle(b"one").agrees(&handle(b"two")));
         assert!(!Generation::Born(1, 2).agrees(&Generation::Born(1, 3)));
-        assert!(Generation::Born(1, 2).agrees(&handle(&&file).unwrap()), "two measures are not compared");
+        assert!(Generation::Born(1, 2).agrees(&handle(b"one")), "two measures are not compared");
     }
 }

@@ -78,11 +78,14 @@ impl Server {
             return Some(reply.finish(header.unique, Err(Errno::INVAL)));
         }
         let result = match header.opcode {
-            op::FORGET | op::BATCH_FORGET | op::INTERRUPT | op::NOTIFY_REPLY => {
+            op::FORGET | op::BATCH_FORGET => {
                 // One that is cut short is for nobody to hear of.
                 let _ = self.forget(request);
                 return None;
             }
+            // Nothing is given up half-way: what a request waits for is the node's, and is awaited. Nor was anything asked of the
+            // guest that it could reply to. No answer is due to either.
+            op::INTERRUPT | op::NOTIFY_REPLY => return None,
             _ => self.dispatch(request, &mut reply),
         };
         Some(reply.finish(header.unique, result))
@@ -160,6 +163,12 @@ impl Server {
             FileType::RegularFile | FileType::Directory => self.reopen(inode, flags | OFlags::NONBLOCK, mode),
             _ => Err(Errno::OPNOTSUPP),
         }
+    }
+
+    /// Keeps a descriptor free until what is returned is dropped: for what a request makes, which would be there although the
+    /// request had failed, if there were none to look at it with. Another thread may be quicker in the moment between.
+    fn reserve(&self) -> Result<OwnedFd, Errno> {
+        openat(&self.descriptors, c".", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
     }
 
     fn has_agreed_on(&self, flag: u32) -> bool {

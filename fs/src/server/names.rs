@@ -44,14 +44,16 @@ impl Server {
         let (mode, _device, mask, _) = (body.u32()?, body.u32()?, body.u32()?, body.u32()?);
         let name = body.name()?;
         let directory = self.writable_directory(header.node)?;
-        let kind = FileType::from_raw_mode(mode);
+        let (kind, mode) = (FileType::from_raw_mode(mode), Mode::from_raw_mode(mode & 0o7777));
         if !matches!(kind, FileType::RegularFile | FileType::Fifo | FileType::Socket) {
             return Err(Errno::PERM);
         }
+        let room = self.reserve()?;
         {
             let _acting = self.identity.act_for(header.uid, header.gid, mask)?;
-            mknodat(&*directory, name, kind, Mode::from_raw_mode(mode & 0o7777), 0)?;
+            mknodat(&*directory, name, kind, mode, 0)?;
         }
+        drop(room);
         self.put_entry(&directory, name, reply)
     }
 
@@ -61,10 +63,12 @@ impl Server {
         let (mode, mask) = (body.u32()?, body.u32()?);
         let name = body.name()?;
         let directory = self.writable_directory(header.node)?;
+        let room = self.reserve()?;
         {
             let _acting = self.identity.act_for(header.uid, header.gid, mask)?;
             mkdirat(&*directory, name, Mode::from_raw_mode(mode & 0o7777))?;
         }
+        drop(room);
         self.put_entry(&directory, name, reply)
     }
 
@@ -73,10 +77,12 @@ impl Server {
         let header = request.header;
         let (name, target) = (request.body.name()?, request.body.text()?);
         let directory = self.writable_directory(header.node)?;
+        let room = self.reserve()?;
         {
             let _acting = self.identity.act_for(header.uid, header.gid, 0)?;
             symlinkat(target, &*directory, name)?;
         }
+        drop(room);
         self.put_entry(&directory, name, reply)
     }
 
@@ -93,7 +99,9 @@ impl Server {
         let directory = self.writable_directory(request.header.node)?;
         let inode = self.writable(node)?;
         check_same_volume(&inode, &directory)?;
+        let room = self.reserve()?;
         linkat(&self.descriptors, number(&*inode), &*directory, name, AtFlags::SYMLINK_FOLLOW)?;
+        drop(room);
         self.put_entry(&directory, name, reply)
     }
 

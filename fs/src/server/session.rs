@@ -81,17 +81,15 @@ impl Server {
     /// `FUSE_FORGET` and `FUSE_BATCH_FORGET`.
     pub(super) fn forget(&self, mut request: Request<'_>) -> Result<(), Errno> {
         let body = &mut request.body;
-        match request.header.opcode {
-            op::FORGET => self.inodes.forget(request.header.node, body.u64()?),
-            op::BATCH_FORGET => {
-                let count = body.u32()?;
-                body.u32()?;
-                for _ in 0..count {
-                    let (node, lookups) = (body.u64()?, body.u64()?);
-                    self.inodes.forget(node, lookups);
-                }
-            }
-            _ => {}
+        if request.header.opcode == op::FORGET {
+            self.inodes.forget(request.header.node, body.u64()?);
+            return Ok(());
+        }
+        let count = body.u32()?;
+        body.u32()?;
+        for _ in 0..count {
+            let (node, lookups) = (body.u64()?, body.u64()?);
+            self.inodes.forget(node, lookups);
         }
         Ok(())
     }

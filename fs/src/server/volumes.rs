@@ -5,7 +5,7 @@ use std::ffi::CStr;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
 
-use rustix::fs::{FileType, fstat};
+use rustix::fs::{AtFlags, FileType, StatxFlags, statx};
 use rustix::io::Errno;
 
 use super::lock;
@@ -59,8 +59,11 @@ pub(super) struct Volumes(Mutex<BTreeMap<u32, Arc<Volume>>>);
 impl Volumes {
     /// Adds one.
     pub fn add(&self, number: u32, read_only: bool, directory: OwnedFd) -> Result<(), VolumeError> {
-        let stat = fstat(&directory).map_err(|errno| VolumeError::Unusable(number, errno))?;
-        if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
+        // What kind of file it is, it is for good: its file system is not asked, which may not answer.
+        let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+        let stat = statx(&directory, c"", flags, StatxFlags::TYPE)
+            .map_err(|errno| VolumeError::Unusable(number, errno))?;
+        if FileType::from_raw_mode(stat.stx_mode.into()) != FileType::Directory {
             return Err(VolumeError::NoDirectory(number));
         }
         let mut volumes = lock(&self.0);

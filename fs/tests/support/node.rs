@@ -10,7 +10,7 @@ use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_string, fsmount, fsopen,
 };
 
-use super::{longs, numbers, u32_at, u64_at};
+use super::{longs, needs_root, numbers, u32_at, u64_at};
 
 /// `FUSE_EXPORT_SUPPORT`: files of this file system have handles.
 const EXPORT_SUPPORT: u32 = 1 << 4;
@@ -26,6 +26,7 @@ pub struct Played {
 
 /// Makes a file system, which is mounted nowhere: the end at which requests arrive, and its root.
 pub fn mount() -> (File, OwnedFd) {
+    needs_root();
     let fuse = File::options().read(true).write(true).open("/dev/fuse").unwrap();
     let context = fsopen("fuse", FsOpenFlags::FSOPEN_CLOEXEC).unwrap();
     let number = fuse.as_raw_fd().to_string();

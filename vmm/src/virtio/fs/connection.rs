@@ -36,8 +36,10 @@ pub(super) enum Sent {
     Yes,
     /// The socket has no room; it will say when it has some.
     Later,
-    /// The node cannot carry this one, for the reason of this error number: there is no memory, or the socket's buffer is smaller
-    /// than the request.
+    /// The node has no memory for it, by this error number. A long packet needs some in one piece, which the kernel makes when it
+    /// is asked again.
+    NoMemory(i32),
+    /// The node cannot carry this one, for the reason of this error number: the socket's buffer is smaller than the request.
     Refused(i32),
 }
 
@@ -78,23 +80,26 @@ impl Connection {
             return Ok(Sent::Later);
         }
         loop {
-            let error = match request.send_to(&self.socket) {
+            match request.send_to(&self.socket) {
                 Ok(_) => return Ok(Sent::Yes),
-                Err(error) => error,
-            };
-            match Errno::from_io_error(&error) {
-                Some(Errno::INTR) => {}
-                Some(Errno::AGAIN) => {
-                    self.full = true;
-                    self.watch()?;
-                    return Ok(Sent::Later);
-                }
-                Some(errno @ (Errno::MSGSIZE | Errno::NOBUFS | Errno::NOMEM)) => {
-                    return Ok(Sent::Refused(errno.raw_os_error()));
-                }
-                Some(Errno::PIPE) => return Err(Fault::Closed),
-                _ => return Err(Fault::Socket(error)),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return self.not_sent(error),
             }
+        }
+    }
+
+    /// What an error of the socket's means for a request.
+    pub(super) fn not_sent(&mut self, error: io::Error) -> Result<Sent, Fault> {
+        match Errno::from_io_error(&error) {
+            Some(Errno::AGAIN) => {
+                self.full = true;
+                self.watch()?;
+                Ok(Sent::Later)
+            }
+            Some(errno @ (Errno::NOBUFS | Errno::NOMEM)) => Ok(Sent::NoMemory(errno.raw_os_error())),
+            Some(errno @ Errno::MSGSIZE) => Ok(Sent::Refused(errno.raw_os_error())),
+            Some(Errno::PIPE) => Err(Fault::Closed),
+            _ => Err(Fault::Socket(error)),
         }
     }
 

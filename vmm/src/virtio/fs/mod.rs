@@ -6,6 +6,7 @@
 
 mod connection;
 mod message;
+mod patience;
 mod waiting;
 
 use std::io;
@@ -14,6 +15,7 @@ use std::sync::Arc;
 
 use self::connection::{Connection, Fault, Sent};
 use self::message::{REPLY_HEADER, fail};
+use self::patience::Patience;
 use self::waiting::{Request, Room, Waiting};
 use super::queue::{Budget, Chain, Malformed, QueueSpec, Verdict, Virtqueue};
 use super::{Description, Device};
@@ -39,6 +41,7 @@ const BUDGET: u16 = 16;
 
 const COMMANDS: u32 = 0;
 const SERVER: u32 = 1;
+const TIMER: u32 = 2;
 
 /// Gives the device a server.
 pub struct Attach {
@@ -63,6 +66,7 @@ pub struct Fs {
     queues: [Option<Virtqueue>; QUEUES],
     server: Option<Connection>,
     waiting: Waiting,
+    patience: Patience,
     /// Whether chains were left in a queue.
     stalled: bool,
 }
@@ -77,6 +81,7 @@ impl Fs {
             queues: [None, None],
             server: None,
             waiting: Waiting::default(),
+            patience: Patience::default(),
             stalled: false,
         }
     }
@@ -138,24 +143,32 @@ impl Fs {
         let Some(server) = &mut self.server else {
             return Ok(Verdict::Used(fail(&chain.writable, unique, libc::EIO)));
         };
-        match server.send(&chain.readable)? {
+        let sent = if self.patience.is_pausing() { Sent::Later } else { server.send(&chain.readable)? };
+        let verdict = match sent {
             Sent::Yes if wants_reply => {
                 let writable = std::mem::take(&mut chain.writable);
                 self.waiting.add(unique, Request { queue, head: chain.head, writable });
-                Ok(Verdict::Kept)
+                Verdict::Kept
             }
-            Sent::Yes => Ok(Verdict::Used(0)),
-            Sent::Later => {
-                self.stalled = true;
-                Ok(Verdict::PutBack)
+            Sent::Yes => Verdict::Used(0),
+            Sent::NoMemory(_) if self.patience.put_off(queue) => Verdict::PutBack,
+            Sent::Later => Verdict::PutBack,
+            Sent::NoMemory(errno) | Sent::Refused(errno) => {
+                Verdict::Used(fail(&chain.writable, unique, errno))
             }
-            Sent::Refused(errno) => Ok(Verdict::Used(fail(&chain.writable, unique, errno))),
+        };
+        if matches!(verdict, Verdict::PutBack) {
+            self.stalled = true;
+        } else {
+            self.patience.is_done(queue);
         }
+        Ok(verdict)
     }
 
-    /// Serves the queues in which chains were left, unless the server's socket has no room still.
+    /// Serves the queues in which chains were left, unless the server's socket has no room still, or the node no memory.
     fn go_on(&mut self) {
-        if self.stalled && self.server.as_ref().is_none_or(|server| !server.is_full()) {
+        let is_full = self.server.as_ref().is_some_and(Connection::is_full);
+        if self.stalled && !is_full && !self.patience.is_pausing() {
             self.stalled = false;
             for index in 0..QUEUES {
                 self.serve_queue(index);
@@ -213,6 +226,7 @@ impl Fs {
         self.queues.iter_mut().flatten().for_each(Virtqueue::signal);
         // Chains that were left in the queues are not to wait either.
         self.stalled = false;
+        self.patience.forget();
         self.queues.iter().flatten().for_each(Virtqueue::serve_again);
     }
 
@@ -253,6 +267,7 @@ impl Device for Fs {
 
     fn attach(&mut self, registrar: Registrar) -> io::Result<()> {
         registrar.add_readable(&*self.commands, COMMANDS)?;
+        self.patience = Patience::new(&registrar, TIMER)?;
         self.registrar = Some(registrar);
         Ok(())
     }
@@ -265,6 +280,7 @@ impl Device for Fs {
     fn reset(&mut self) {
         self.queues = [None, None];
         self.waiting = Waiting::default();
+        self.patience.forget();
         self.stalled = false;
         // What it knows of open files was this driver's, and its replies to come belong to requests that are gone.
         self.server = None;
@@ -281,6 +297,7 @@ impl Device for Fs {
                     answer(self.attach_server(server));
                 }
             }
+            TIMER => self.patience.go_on(),
             _ => {
                 if readiness.writable
                     && let Some(server) = &mut self.server

@@ -185,6 +185,64 @@ fn a_request_that_the_socket_cannot_carry_fails_alone() {
     assert_eq!(guest.replies(), [16]);
 }
 
+/// Lets the device hear what happens until `over` holds.
+fn wait_until(guest: &mut Guest, mut over: impl FnMut(&mut Guest) -> bool) {
+    let begin = std::time::Instant::now();
+    while !over(guest) {
+        assert!(begin.elapsed() < std::time::Duration::from_secs(20));
+        for event in guest.poller.wait(Some(1000)).unwrap() {
+            guest.fs.event(event.token, event.readiness);
+        }
+    }
+}
+
+#[test]
+fn a_request_for_which_the_node_has_no_memory_is_sent_again() {
+    let (mut guest, server) = Guest::with_server();
+    let connection = guest.fs.server.as_mut().unwrap();
+    for errno in [Errno::NOBUFS, Errno::NOMEM] {
+        let sent = connection.not_sent(errno.into());
+        assert!(matches!(sent, Ok(Sent::NoMemory(number)) if number == errno.raw_os_error()), "{sent:?}");
+    }
+    guest.request(1, b"first", ROOM);
+    assert_eq!(packet(&server).unwrap(), request(1, b"first"));
+    assert!(guest.fs.patience.put_off(REQUESTS));
+    guest.request(2, b"second", ROOM);
+    assert!(packet(&server).is_none(), "sent in the pause");
+    // Who waits for a reply gets it meanwhile, and that does not end the pause.
+    answer(&server, &reply(1, b""));
+    guest.fs.event(SERVER, crate::event::Readiness { readable: true, writable: false, closed: false });
+    assert_eq!(guest.requests.used().len(), 1);
+    assert!(guest.fs.patience.is_pausing() && packet(&server).is_none());
+    let mut sent = None;
+    wait_until(&mut guest, |_| {
+        sent = packet(&server);
+        sent.is_some()
+    });
+    assert_eq!(sent.unwrap(), request(2, b"second"));
+}
+
+#[test]
+fn a_request_is_not_sent_again_for_ever() {
+    let (mut guest, server) = Guest::with_server();
+    let mut tries = 0;
+    while guest.fs.patience.put_off(REQUESTS) {
+        tries += 1;
+        wait_until(&mut guest, |guest| !guest.fs.patience.is_pausing());
+    }
+    assert_eq!(tries, 50);
+    // The next one of the queue, and the other queue's, have as long.
+    assert!(guest.fs.patience.put_off(HIPRIO));
+    wait_until(&mut guest, |guest| !guest.fs.patience.is_pausing());
+    guest.request(1, b"", ROOM);
+    assert!(packet(&server).is_some() && guest.fs.patience.put_off(REQUESTS));
+    // A server that dies in a pause leaves nobody waiting.
+    let room = guest.request(2, b"", ROOM);
+    drop(server);
+    assert_eq!(guest.replies(), [16, 16]);
+    assert_eq!(guest.error_at(room), (16, EIO, 2));
+}
+
 #[test]
 fn requests_wait_in_their_queue_while_the_socket_is_full() {
     let (ours, theirs) =

@@ -152,7 +152,7 @@ fn the_file_server_serves_a_guest() {
     let numbers =
         |numbers: &[u32]| numbers.iter().flat_map(|number| number.to_le_bytes()).collect::<Vec<_>>();
     let number_at = |bytes: &[u8], at: usize| u64::from_le_bytes(*bytes[at..].first_chunk().unwrap());
-    let (error, init) = ask(&mut guest, op::INIT, 0, &numbers(&[7, 41, 0, u32::MAX]), 64);
+    let (error, init) = ask(&mut guest, op::INIT, 0, &numbers(&[7, 41, 0, u32::MAX, u32::MAX]), 64);
     assert_eq!((error, init.len()), (0, 64));
     let (_, entry) = ask(&mut guest, op::LOOKUP, 1, b"0\0", 128);
     let create = [numbers(&[2, 0o600, 0, 0]), b"file\0".to_vec()].concat();
