@@ -108,14 +108,10 @@ impl PolicyConfig {
         if record.lifecycle == "Ephemeral" && !self.resolve().inline_csi {
             return violation(VolumeProblem::Type { way_around: Some(ALLOW_INLINE_CSI) });
         }
-        if self.mounts_driver(&record.driver) {
-            // Without a record nobody knows that it is a claim's.
-            let inline = record.lifecycle != "Persistent" && !self.resolve().inline_csi;
-            return if inline {
-                violation(VolumeProblem::Type { way_around: Some(ALLOW_INLINE_CSI) })
-            } else {
-                None
-            };
+        // Without a record nobody knows that it is a claim's.
+        let perhaps_inline = record.lifecycle != "Persistent" && !self.resolve().inline_csi;
+        if self.mounts_driver(&record.driver) && !perhaps_inline {
+            return None;
         }
         let known = |text: &String| Some(text.clone()).filter(|text| !text.is_empty());
         violation(VolumeProblem::InvalidVolume {
@@ -185,7 +181,7 @@ mod tests {
         let unknown = |text: &str| verdict(&config(text), CSI_PLUGIN, None);
         assert_eq!(unknown("mode = \"guest\""), "granted");
         for text in ["mode = \"guest\"\nallow.inline_csi = false", "csi_drivers = [\"*\"]"] {
-            assert_eq!(unknown(text), "vol is of an unsupported volume Type", "{text}");
+            assert_eq!(unknown(text), "vol not supported because: PVC bound to invalid PV vol", "{text}");
         }
         assert_eq!(
             of("mode = \"guest\"\nallow = { inline_csi = false }"),

@@ -11,8 +11,6 @@ use serde::Deserialize;
 
 use check::Problem;
 
-use crate::state;
-
 /// Where the configuration is looked for if nobody says where it is.
 const DEFAULT_PATH: &str = "/etc/ravelin/ravelin.toml";
 
@@ -46,6 +44,18 @@ pub struct RootsConfig {
     pub kubelet: Option<Vec<String>>,
     /// containerd's `root` and `state` directories.
     pub containerd: Option<Vec<String>>,
+}
+
+impl RootsConfig {
+    /// Those that are known before containerd has handed anything over.
+    #[must_use]
+    pub fn known_beforehand(&self) -> Roots {
+        let usual = Roots::default();
+        Roots {
+            kubelet: self.kubelet.clone().unwrap_or(usual.kubelet),
+            containerd: self.containerd.clone().unwrap_or(usual.containerd),
+        }
+    }
 }
 
 /// `[vmm]`.
@@ -153,14 +163,12 @@ impl Default for Timeouts {
     }
 }
 
-/// Names a directory that lies behind symbolic links by the path that it really has: containerd does so with what pods mount.
-fn resolve_links(host: &mut HostPath) {
-    // One that is not there yet stays as it is written.
-    if let Some(real) =
-        Path::new(&host.path).canonicalize().ok().and_then(|real| real.to_str().map(str::to_owned))
-    {
-        host.path = real;
-    }
+/// The path without symbolic links, as far as it is there.
+fn real(path: &Path) -> PathBuf {
+    let there = path.ancestors().find_map(|there| Some((there, there.canonicalize().ok()?)));
+    let Some((there, real)) = there else { return path.to_owned() };
+    let rest = path.strip_prefix(there).unwrap_or(Path::new(""));
+    if rest.as_os_str().is_empty() { real } else { real.join(rest) }
 }
 
 /// A configuration that cannot be used.
@@ -227,26 +235,28 @@ impl Config {
     }
 
     fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
-        let mut config: Self = toml::from_str(text).map_err(|error| {
+        let config: Self = toml::from_str(text).map_err(|error| {
             let message = error.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
             ConfigError::Parse { path: path.to_owned(), message }
         })?;
-        config.policy.host_paths.iter_mut().for_each(resolve_links);
-        match check::check(&config) {
-            Ok(()) => Ok(config),
+        match check::check(&config, path) {
+            Ok(()) => Ok(config.with_real_host_paths()),
             Err(Problem { key, value, rule }) => {
                 Err(ConfigError::Value { path: path.to_owned(), key, value, rule })
             }
         }
     }
 
-    /// Directories of the node that no pod is given: they hold what other pods have, or what pods are judged by.
-    pub(crate) fn private_directories(&self) -> impl Iterator<Item = PathBuf> {
-        let usual = Roots::default();
-        let kubelet = self.roots.kubelet.clone().unwrap_or(usual.kubelet);
-        let containerd = self.roots.containerd.clone().unwrap_or(usual.containerd);
-        let ours = [self.storage.directory.clone(), state::ROOT.into()];
-        kubelet.into_iter().chain(containerd).map(PathBuf::from).chain(ours)
+    /// Has directories that pods may mount, and that lie behind symbolic links, also by the path that they really have: containerd
+    /// follows a link in the last place of what a pod mounts, and none before it.
+    fn with_real_host_paths(mut self) -> Self {
+        let real = |host: &HostPath| {
+            let path = real(Path::new(&host.path)).to_str()?.to_owned();
+            (path != host.path).then_some(HostPath { path, ..host.clone() })
+        };
+        let real: Vec<_> = self.policy.host_paths.iter().filter_map(real).collect();
+        self.policy.host_paths.extend(real);
+        self
     }
 
     /// Where layer images are kept.

@@ -55,8 +55,11 @@ fn a_pod_without_a_pause_container_has_what_others_have() {
     let words = refused.try_start().expect_err("a privileged pod is refused");
     assert_says(&words, "Pod not supported on Fargate: invalid SecurityContext fields: Privileged");
 
-    the_shim_answers_what_containerd_does_not_ask(&pod);
-    one_that_does_not_stop_in_the_time_it_is_given_is_killed(&pod);
+    // One client for all calls. An answer that comes while ttrpc's is dropped, as that of a wait that was given up may, has it read
+    // on from its descriptor's number, which by then is the next client's.
+    let client = client(&pod);
+    the_shim_answers_what_containerd_does_not_ask(&pod, &client);
+    one_that_does_not_stop_in_the_time_it_is_given_is_killed(&pod, &client);
     eventually("the pod is seen to be dead", || (pod.state() == "SANDBOX_NOTREADY").then_some(()));
     pod.stop();
     assert_eq!(pod.state(), "SANDBOX_NOTREADY");
@@ -88,8 +91,7 @@ fn code<T: std::fmt::Debug>(result: ttrpc::Result<T>) -> ttrpc::Code {
 
 /// The API's calls, straight to the shim.
 #[track_caller]
-fn the_shim_answers_what_containerd_does_not_ask(pod: &Pod<'_>) {
-    let sandbox = client(pod);
+fn the_shim_answers_what_containerd_does_not_ask(pod: &Pod<'_>, sandbox: &SandboxClient) {
     let mut ping = PingRequest::new();
     ping.sandbox_id.clone_from(&pod.id);
     sandbox.ping_sandbox(context(), &ping).unwrap();
@@ -129,8 +131,7 @@ fn the_shim_answers_what_containerd_does_not_ask(pod: &Pod<'_>) {
 }
 
 #[track_caller]
-fn one_that_does_not_stop_in_the_time_it_is_given_is_killed(pod: &Pod<'_>) {
-    let sandbox = client(pod);
+fn one_that_does_not_stop_in_the_time_it_is_given_is_killed(pod: &Pod<'_>, sandbox: &SandboxClient) {
     let mut wait = WaitSandboxRequest::new();
     wait.sandbox_id.clone_from(&pod.id);
     let waiting = std::thread::spawn({

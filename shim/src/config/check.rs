@@ -5,8 +5,9 @@ use std::path::{Component, Path, PathBuf};
 
 use ravelin_policy::{MAX_CPU_MILLIS, MAX_MEMORY_MIB, MIN_CPU_MILLIS, MIN_MEMORY_MIB};
 
-use super::{Config, Timeouts};
+use super::{Config, Timeouts, real};
 use crate::rootfs::confined::USER as LAYERS_USER;
+use crate::state;
 
 /// Seconds that something may take: up to a day.
 const SECONDS: RangeInclusive<u64> = 1..=24 * 60 * 60;
@@ -28,10 +29,10 @@ pub(super) struct Problem {
     pub rule: String,
 }
 
-/// The first value that cannot be used.
-pub(super) fn check(config: &Config) -> Result<(), Problem> {
+/// The first value that cannot be used in the configuration that `file` holds.
+pub(super) fn check(config: &Config, file: &Path) -> Result<(), Problem> {
     paths(config)?;
-    host_paths(config)?;
+    host_paths(config, file)?;
     user_ids(config)?;
     let cmdline = &config.guest.cmdline;
     if !cmdline.bytes().all(|byte| (b' '..=b'~').contains(&byte)) {
@@ -85,28 +86,40 @@ fn paths(config: &Config) -> Result<(), Problem> {
     Ok(())
 }
 
-fn host_paths(config: &Config) -> Result<(), Problem> {
+/// `file` is the configuration's own.
+fn host_paths(config: &Config, file: &Path) -> Result<(), Problem> {
     let key = "policy.host_paths";
-    let all = &config.policy.host_paths;
-    for host in all {
-        let path = Path::new(&host.path);
-        if host.path == "/" {
-            return problem(key, "\"/\"".to_owned(), "another directory than /");
-        }
+    let roots = config.roots.known_beforehand();
+    let ours = [
+        Some(config.storage.directory.as_path()),
+        Some(Path::new(state::ROOT)),
+        file.parent().filter(|folder| folder.is_absolute()),
+    ];
+    // They hold what is other pods', or what pods are judged by.
+    let private =
+        roots.kubelet.iter().chain(&roots.containerd).map(Path::new).chain(ours.into_iter().flatten());
+    let private: Vec<_> = private.map(real).collect();
+    let all: Vec<_> =
+        config.policy.host_paths.iter().map(|host| (host, real(Path::new(&host.path)))).collect();
+    for (number, (host, path)) in all.iter().enumerate() {
+        let wrong = |rule: &str| problem(key, format!("{:?}", host.path), rule);
         // A mount of it would have all that is mounted below.
-        let near = |private: &PathBuf| private.starts_with(path) || path.starts_with(private);
-        if let Some(private) = config.private_directories().find(near) {
-            let rule =
-                format!("apart from {}, which holds what is other pods' or Ravelin's", private.display());
-            return problem(key, format!("{path:?}"), &rule);
+        let near = |private: &&PathBuf| private.starts_with(path) || path.starts_with(private);
+        if let Some(private) = private.iter().find(near) {
+            let private = private.display();
+            return wrong(&format!(
+                "apart from {private}, which holds what is other pods' or what they are judged by"
+            ));
         }
-        // Who writes there could put a link in the place of what is listed below, and write to what is read-only there.
-        let outer = all
-            .iter()
-            .find(|outer| outer.writable && outer.path != host.path && path.starts_with(&outer.path));
-        if let Some(outer) = outer {
-            let rule = format!("outside of {}, where pods may write (:rw)", outer.path);
-            return problem(key, format!("{path:?}"), &rule);
+        let others = all.iter().enumerate().filter(|(other, _)| *other != number).map(|(_, other)| other);
+        for (outer, outer_path) in others {
+            if outer_path == path {
+                return wrong(&format!("another directory than {}, which is listed too", outer.path));
+            }
+            // Who writes there could put a link in the place of what is listed below, and write to what is read-only there.
+            if outer.writable && path.starts_with(outer_path) {
+                return wrong(&format!("outside of {}, where pods may write (:rw)", outer.path));
+            }
         }
     }
     Ok(())
@@ -215,6 +228,8 @@ mod tests {
             (r#""/run""#, "must be apart from /run/containerd"),
             (r#""/var/lib/ravelin""#, "must be apart from /var/lib/ravelin"),
             (r#""/run/ravelin""#, "must be apart from /run/ravelin"),
+            (r#""/etc/ravelin""#, "must be apart from /etc/ravelin"),
+            (r#""/srv/a", "/srv/a:rw""#, "must be another directory than /srv/a, which is listed too"),
         ] {
             let error = of(bad).unwrap();
             assert!(error.contains(words), "{bad}: {error}");
@@ -227,10 +242,22 @@ mod tests {
         let real = node.path().canonicalize().unwrap().join("real");
         std::fs::create_dir(&real).unwrap();
         std::os::unix::fs::symlink(&real, node.path().join("link")).unwrap();
-        let text = format!("[policy]\nhost_paths = [\"{}/link:rw\"]", node.path().display());
-        let config = Config::parse(&text, Path::new("ravelin.toml")).unwrap();
-        let host = &config.policy.host_paths[0];
-        assert_eq!((Path::new(&host.path), host.writable), (real.as_path(), true));
+        let file = Path::new("ravelin.toml");
+        let parse = |list: &str| {
+            let text =
+                format!("[policy]\nhost_paths = [{}]", list.replace('@', node.path().to_str().unwrap()));
+            Config::parse(&text, file).map_err(|error| error.to_string())
+        };
+        let config = parse(r#""@/link:rw""#).unwrap();
+        let paths = config.policy.host_paths.iter().map(|host| (Path::new(&host.path), host.writable));
+        let link = node.path().join("link");
+        assert_eq!(paths.collect::<Vec<_>>(), [(link.as_path(), true), (real.as_path(), true)]);
+        // Also where it is not there yet.
+        for list in [r#""@/real:rw", "@/link/later""#, r#""@/link:rw", "@/real/later""#] {
+            assert!(parse(list).unwrap_err().contains("where pods may write (:rw)"), "{list}");
+        }
+        assert!(parse(r#""@/real", "@/link""#).unwrap_err().contains("which is listed too"));
+        assert_eq!(crate::config::real(&link.join("later/file")), real.join("later/file"));
     }
 
     #[test]

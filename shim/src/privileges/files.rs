@@ -62,7 +62,7 @@ pub fn restrict(writable: &[Writable]) -> io::Result<bool> {
     unrestricted::keep()?;
     let open = |one: &Writable| match PathFd::new(&one.path) {
         Ok(path) => Some(Ok(PathBeneath::new(path, one.rights))),
-        // A node without the kubelet, a kernel without KVM: who needs it says so.
+        // A kernel without KVM, for example: who needs it says so.
         Err(PathFdError::OpenCall { source, .. }) if source.kind() == io::ErrorKind::NotFound => None,
         Err(error) => Some(Err(io::Error::other(error))),
     };

@@ -17,7 +17,7 @@ mod store;
 mod tests;
 mod unnamed;
 
-pub use mounts::{RootfsMount, maps_ids};
+pub use mounts::{RootfsMount, directories, maps_ids};
 pub use store::{Layer, LayerStore};
 
 use std::io;

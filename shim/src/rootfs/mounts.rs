@@ -15,15 +15,6 @@ pub struct RootfsMount {
     pub options: Vec<String>,
 }
 
-impl RootfsMount {
-    /// Paths of the host that it names; some may be no more than the beginning of one.
-    pub(crate) fn paths(&self) -> impl Iterator<Item = &str> {
-        let of_options =
-            self.options.iter().filter_map(|option| option.split_once('=')).map(|(_, path)| path);
-        of_options.chain([self.source.as_str()]).filter(|path| path.starts_with('/'))
-    }
-}
-
 /// A directory that becomes a layer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Source {
@@ -46,6 +37,11 @@ pub(super) enum Kind {
 /// them the node's ids.
 pub fn maps_ids(mounts: &[RootfsMount]) -> bool {
     mounts.iter().flat_map(|mount| &mount.options).any(|option| option.starts_with("uidmap="))
+}
+
+/// The directories of a root file system, as far as they can be told.
+pub fn directories(mounts: &[RootfsMount]) -> Vec<PathBuf> {
+    sources(mounts).into_iter().flatten().map(|source| source.path).collect()
 }
 
 /// The directories of a root file system, topmost first.

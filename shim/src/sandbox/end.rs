@@ -1,6 +1,7 @@
 //! The end of a pod's machine: why it came, what it means for the pod's processes, and what is left to do.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use containerd_shim_protos::events::task::TaskExit;
 use protobuf::MessageField;
@@ -35,11 +36,18 @@ impl Sandbox {
         })
     }
 
+    /// How long the guest may take at its end to write out its volumes; nothing if it has none that it may write to.
+    #[must_use]
+    pub fn sync_deadline(&self) -> Duration {
+        let with_volumes = self.pod.get().filter(|pod| pod.file_server.serves_writable());
+        with_volumes.map_or(Duration::ZERO, |pod| pod.sync_deadline)
+    }
+
     /// Sees the machine to its end, removes what the pod has on the host, and tells the world.
     pub async fn watch(self: Arc<Self>, publisher: Publisher) {
         let guest = || {
             let pod = self.pod.get()?;
-            let volumes = pod.file_server.has_started().then_some(pod.sync_deadline);
+            let volumes = Some(self.sync_deadline()).filter(|patience| !patience.is_zero());
             Some(Guest { agent: pod.agent.clone(), volumes })
         };
         let exit = self.supervisor.oversee(&self.machine, guest).await;

@@ -12,6 +12,7 @@ use ravelin_proto::agent::Empty;
 use tokio::sync::watch;
 
 use crate::agent::{Agent, AgentError};
+use crate::error::chain;
 use crate::machine::{Exit, Machine};
 
 /// Every deadline on the way to an end. Those that cost a machine its life are counted in the time that it had processors
@@ -203,15 +204,22 @@ impl Supervisor {
     /// Asks the guest to end, which kills its containers and writes its volumes out.
     async fn ask(&self, machine: &Machine, guest: &Guest) {
         let mut client = guest.agent.client();
-        let patience = guest.volumes.unwrap_or_default().max(deadline::ASK);
+        let patience = guest.volumes.unwrap_or(deadline::ASK);
         // The guest may be gone before its answer is here.
-        let _ = guest.agent.call_within("end the guest", patience, client.shutdown(Empty {})).await;
-        let ended = tokio::time::timeout(deadline::ASK, machine.wait()).await.is_ok();
-        if !ended && guest.volumes.is_some() {
+        let answer = guest.agent.call_within("end the guest", patience, client.shutdown(Empty {})).await;
+        if tokio::time::timeout(deadline::ASK, machine.wait()).await.is_ok() {
+            return;
+        }
+        let why = answer.map_or_else(|error| chain(&error), |_| "the guest goes on".to_owned());
+        self.not_written_out(guest, &why);
+    }
+
+    /// Says that a guest's volumes may lack what its programs had not synced.
+    fn not_written_out(&self, guest: &Guest, why: &str) {
+        if guest.volumes.is_some() {
             tracing::warn!(
                 sandbox = self.0.sandbox_id,
-                "the pod's volumes were not written out within {} s (sync_seconds in [timeouts] of ravelin.toml): what its programs had not synced may be lost",
-                patience.as_secs()
+                "the pod's volumes were not written out, and may lack what its programs had not synced (sync_seconds in [timeouts] of ravelin.toml is how long a guest may take): {why}"
             );
         }
     }
@@ -259,7 +267,12 @@ impl Supervisor {
             how = tokio::select! {
                 biased;
                 exit = machine.wait() => return exit,
-                how = stronger(&mut orders, Some(how)) => how,
+                stronger = stronger(&mut orders, Some(how)) => {
+                    if let Some(guest) = &ask {
+                        self.not_written_out(guest, "it was ended before");
+                    }
+                    stronger
+                }
                 how = step => how,
             };
         }

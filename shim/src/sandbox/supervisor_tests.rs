@@ -31,19 +31,20 @@ async fn a_machine_that_does_not_answer_its_stop_is_killed() {
 #[tokio::test]
 async fn a_guest_with_volumes_is_asked_to_write_them_out_before_power_is_cut() {
     // The silent guest takes all the time that it is given.
-    for (volumes, least, most) in [(None, 0, 3), (Some(Duration::from_secs(4)), 4, 12)] {
+    let mut without = Duration::ZERO;
+    for volumes in [None, Some(Duration::from_secs(6))] {
         let pod = silent_pod().await;
         let guest = || Some(Guest { agent: pod.agent.clone(), volumes });
         let machine = pod.agent.machine().clone();
         let started = Instant::now();
         pod.supervisor.order(Order { how: How::Stop, status: KILLED, why: ASKED });
         assert_eq!(pod.supervisor.oversee(&machine, guest).await, Exit::Signal(9));
-        let took = started.elapsed();
-        assert!(
-            (Duration::from_secs(least)..Duration::from_secs(most)).contains(&took),
-            "{volumes:?}: {took:?}"
-        );
+        match volumes {
+            None => without = started.elapsed(),
+            Some(patience) => assert!(started.elapsed() >= patience.max(without), "{:?}", started.elapsed()),
+        }
     }
+    assert!(without < Duration::from_secs(6), "{without:?}");
 }
 
 #[tokio::test]

@@ -101,7 +101,8 @@ impl Service {
         let _ = tokio::time::timeout(deadline::NODE_DOWN, futures_util::future::join_all(all)).await;
         if let Some(sandbox) = sandbox {
             let _ = sandbox.kill(15);
-            let _ = tokio::time::timeout(deadline::NODE_DOWN, sandbox.life().ended()).await;
+            let patience = deadline::NODE_DOWN + sandbox.sync_deadline();
+            let _ = tokio::time::timeout(patience, sandbox.life().ended()).await;
             // containerd is told of each container's end before there is nobody left to tell it.
             let ends = containers.iter().map(|container| container.life().ended());
             let _ = tokio::time::timeout(deadline::NODE_DOWN, futures_util::future::join_all(ends)).await;

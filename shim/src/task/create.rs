@@ -5,7 +5,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use oci_spec::runtime::Spec;
-use ravelin_policy::{ContainerView, PodIdentity, PolicyConfig, check_container, classify, missing_root};
+use ravelin_policy::{
+    ContainerView, PodIdentity, PolicyConfig, Roots, check_container, classify, missing_root,
+};
 use ravelin_proto::agent::{CreateContainerRequest, NamespaceMode};
 use tokio_util::sync::CancellationToken;
 
@@ -68,20 +70,20 @@ pub fn judge(
     spec: &Spec,
     bounding: &[String],
     found: &FoundVolumes,
+    roots: &Roots,
     pod: &Pod,
     policy: &PolicyConfig,
 ) -> Result<(), TaskError> {
     let identity = PodIdentity { sandbox_id: &pod.sandbox_id, pod_uid: &pod.pod_uid, host_ipc: pod.host_ipc };
-    let roots = pod.roots.known();
     let mut view = ContainerView::from_spec(spec, bounding);
     let violation = |source: &str| match found.get(source) {
         Some(found) => found.violation(source, policy),
-        None => classify(source, identity, &roots).violation(source, None, policy),
+        None => classify(source, identity, roots).violation(source, None, policy),
     };
     view.unsupported_volumes.extend(spec::host_mounts(spec).filter_map(|(_, source)| violation(source)));
     check_container(&view, policy).map_err(|refusal| {
         let missing =
-            spec::host_mounts(spec).find_map(|(_, source)| missing_root(source, identity, &roots));
+            spec::host_mounts(spec).find_map(|(_, source)| missing_root(source, identity, roots));
         let way_around = match (missing, refusal.way_around()) {
             (Some((key, root)), _) => format!(
                 " (if this node's {key} keeps its files in {root}, name that directory as well in {key} of [roots] in ravelin.toml)"
@@ -117,15 +119,17 @@ pub async fn create(
 ) -> Result<Container, TaskError> {
     let (mut spec, bounding) = spec::load_container(Path::new(&request.bundle)).map_err(TaskError::failed)?;
     pod.roots.learn_containerd(Path::new(&request.bundle), &request.rootfs);
-    let (pod_of, spec_of) = (Arc::clone(&pod), spec.clone());
+    let (pod_of, spec_of, policy_of) = (Arc::clone(&pod), spec.clone(), policy.clone());
     let learn = move || {
-        pod_of.roots.learn_kubelet(&spec_of, &pod_of.pod_uid);
+        pod_of.roots.learn_kubelet(&spec_of, &pod_of.pod_uid, &policy_of);
         Ok::<_, Cancelled>(())
     };
     blocking(learn).await.map_err(TaskError::failed)?;
-    let sources = spec::host_mounts(&spec).map(|(_, source)| source.to_owned()).collect();
-    let found = pod.volumes.look(sources).await.map_err(TaskError::failed)?;
-    judge(&spec, &bounding, &found, &pod, policy)?;
+    // What is judged by them is what is mounted, whatever another container's creation finds meanwhile.
+    let roots = pod.roots.known();
+    let sources: Vec<_> = spec::host_mounts(&spec).map(|(_, source)| source.to_owned()).collect();
+    let found = pod.volumes.look(sources, &roots).await.map_err(TaskError::failed)?;
+    judge(&spec, &bounding, &found, &roots, &pod, policy)?;
     if let Some(files) = &pod.files {
         files.mount(&mut spec);
     }
@@ -158,8 +162,9 @@ pub async fn create(
         };
         pod.extents.hold(&pod.agent, &layers).await.map_err(TaskError::failed)
     };
-    let volumes =
-        async { pod.volumes.resolve(&request.id, &mut spec, &found).await.map_err(TaskError::failed) };
+    let volumes = async {
+        pod.volumes.resolve(&request.id, &mut spec, &found, &roots).await.map_err(TaskError::failed)
+    };
     let (layers, volumes, policies) = tokio::join!(layers, volumes, policies);
     let mut made = Made { pod: &pod, id: &request.id, layers: Vec::new(), in_guest: false };
     let outcome = async {
@@ -246,7 +251,9 @@ mod tests {
             let mount =
                 json!({ "destination": "/x", "type": "bind", "source": source, "options": ["rbind"] });
             let spec = serde_json::from_value(json!({ "ociVersion": "1.1.0", "mounts": [mount] })).unwrap();
-            judge(&spec, &[], &FoundVolumes::new(), &pod, &PolicyConfig::default()).unwrap_err().to_string()
+            judge(&spec, &[], &FoundVolumes::new(), &pod.roots.known(), &pod, &PolicyConfig::default())
+                .unwrap_err()
+                .to_string()
         };
         let words = "Pod not supported on Fargate: volumes not supported: ";
         let k3s = "/run/k3s/containerd/io.containerd.grpc.v1.cri/sandboxes/s/hostname";

@@ -73,13 +73,12 @@ pub(super) fn has_to_be_found(kind: &VolumeKind) -> bool {
 }
 
 /// What is mounted from `host_path`, if that has to be found. Blocks.
-pub(super) fn look(host_path: &str, paths: &PodPaths) -> Result<Option<Found>, VolumeError> {
-    let roots = paths.roots.known();
-    let kind = paths.classify(host_path);
+pub(super) fn look(host_path: &str, paths: &PodPaths, roots: &Roots) -> Result<Option<Found>, VolumeError> {
+    let kind = paths.classify(host_path, roots);
     let (kind, whole, sub_path) = match kind {
         VolumeKind::SubPath { volume, .. } => {
-            let part = subpath::find(host_path, &volume, &roots)?;
-            let kind = paths.classify(&part.whole);
+            let part = subpath::find(host_path, &volume, roots)?;
+            let kind = paths.classify(&part.whole, roots);
             // Pushed content is read where it is bound, whatever name it had.
             if part.removed && !matches!(kind, VolumeKind::Pushed { .. }) {
                 let reason =
@@ -92,7 +91,7 @@ pub(super) fn look(host_path: &str, paths: &PodPaths) -> Result<Option<Found>, V
         _ => return Ok(None),
     };
     let is_csi = matches!(&kind, VolumeKind::File { plugin, .. } if plugin == CSI_PLUGIN);
-    let csi = if is_csi { record(&whole, &roots) } else { None };
+    let csi = if is_csi { record(&whole, roots) } else { None };
     Ok(Some(Found { kind, whole, sub_path, csi }))
 }
 

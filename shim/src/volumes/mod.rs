@@ -23,7 +23,7 @@ use std::io;
 use std::sync::{Arc, Mutex};
 
 use oci_spec::runtime::Spec;
-use ravelin_policy::{PodIdentity, PolicyConfig, VolumeKind, classify};
+use ravelin_policy::{PodIdentity, PolicyConfig, Roots, VolumeKind, classify};
 use ravelin_proto::agent::MountSource;
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
@@ -93,6 +93,16 @@ pub enum VolumeError {
         /// How long it had.
         seconds: u64,
     },
+    /// Others of the pod's volumes do not answer.
+    #[error(
+        "cannot read the volume {path}: {PLACES} looks at other volumes of the pod have had no answer from the node within {seconds} s (do their file systems' servers respond?)"
+    )]
+    Busy {
+        /// The host path.
+        path: String,
+        /// How long it had.
+        seconds: u64,
+    },
     /// The shim is ending.
     #[error("the work on volumes was cut short")]
     Cancelled(#[from] Cancelled),
@@ -114,10 +124,10 @@ pub struct PodPaths {
 }
 
 impl PodPaths {
-    fn classify(&self, path: &str) -> VolumeKind {
+    fn classify(&self, path: &str, roots: &Roots) -> VolumeKind {
         let pod =
             PodIdentity { sandbox_id: &self.sandbox_id, pod_uid: &self.pod_uid, host_ipc: self.host_ipc };
-        classify(path, pod, &self.roots.known())
+        classify(path, pod, roots)
     }
 }
 
@@ -156,17 +166,17 @@ impl Shared {
         work: impl FnOnce() -> Result<T, VolumeError> + Send + 'static,
     ) -> Result<T, VolumeError> {
         let patience = self.guest.deadline();
-        let done = async {
+        let (path, seconds) = (bounded(path, 512), patience.as_secs());
+        let place = tokio::time::timeout(patience, Arc::clone(&self.places).acquire_owned()).await;
+        let place =
+            place.map_err(|_| VolumeError::Busy { path: path.clone(), seconds })?.map_err(|_| Cancelled)?;
+        let work = move || {
             // Held by the work, also when nobody waits for it any more.
-            let place = Arc::clone(&self.places).acquire_owned().await.map_err(|_| Cancelled)?;
-            let work = move || {
-                let _place = place;
-                work()
-            };
-            blocking(work).await
+            let _place = place;
+            work()
         };
-        let done = tokio::time::timeout(patience, done).await;
-        done.map_err(|_| VolumeError::Silent { path: bounded(path, 512), seconds: patience.as_secs() })?
+        let done = tokio::time::timeout(patience, blocking(work)).await;
+        done.map_err(|_| VolumeError::Silent { path, seconds })?
     }
 }
 
@@ -180,26 +190,31 @@ impl PodVolumes {
         Self { shared, watcher: Mutex::default() }
     }
 
-    /// Finds what is mounted from those of these host paths that do not tell.
+    /// Finds what is mounted from those of these host paths that do not tell. `roots` are those by which the container is judged.
     ///
     /// # Errors
-    /// Names the path that leads nowhere; or the node has no answer in time.
-    pub async fn look(&self, mut host_paths: Vec<String>) -> Result<FoundVolumes, VolumeError> {
-        host_paths.retain(|path| files::has_to_be_found(&self.shared.paths.classify(path)));
-        if host_paths.is_empty() {
-            return Ok(FoundVolumes::new());
+    /// Names the path that leads nowhere, or for which the node has no answer in time.
+    pub async fn look(
+        &self,
+        host_paths: impl IntoIterator<Item = String>,
+        roots: &Arc<Roots>,
+    ) -> Result<FoundVolumes, VolumeError> {
+        let mut all = FoundVolumes::new();
+        for path in host_paths {
+            if !files::has_to_be_found(&self.shared.paths.classify(&path, roots)) {
+                continue;
+            }
+            let (shared, roots, of) = (Arc::clone(&self.shared), Arc::clone(roots), path.clone());
+            let found =
+                self.shared.of_the_node(&path, move || files::look(&of, &shared.paths, &roots)).await?;
+            all.extend(found.map(|found| (path, found)));
         }
-        let shared = Arc::clone(&self.shared);
-        let all = host_paths.join(", ");
-        let looked = move || {
-            let found = |path: String| Ok(files::look(&path, &shared.paths)?.map(|found| (path, found)));
-            host_paths.into_iter().filter_map(|path| found(path).transpose()).collect()
-        };
-        self.shared.of_the_node(&all, looked).await
+        Ok(all)
     }
 
     /// Brings what a container mounts from the host into the guest and tells what stands behind each mount. Takes the
-    /// host's paths out of the spec. `found` is what [`PodVolumes::look`] has found of them.
+    /// host's paths out of the spec. `found` is what [`PodVolumes::look`] has found of them
+    /// by the same `roots`.
     ///
     /// # Errors
     /// Names the host path and what is wrong with it.
@@ -208,9 +223,10 @@ impl PodVolumes {
         container_id: &str,
         spec: &mut Spec,
         found: &FoundVolumes,
+        roots: &Arc<Roots>,
     ) -> Result<Vec<MountSource>, VolumeError> {
         let mut mounts = spec.mounts_mut().take().unwrap_or_default();
-        let resolver = Resolver { shared: &self.shared, container_id, found };
+        let resolver = Resolver { shared: &self.shared, container_id, found, roots };
         let sources = resolver.resolve(&mut mounts).await;
         spec.set_mounts(Some(mounts));
         let sources = sources?;

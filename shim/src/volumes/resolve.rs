@@ -18,6 +18,8 @@ pub(super) struct Resolver<'a> {
     pub shared: &'a Arc<Shared>,
     pub container_id: &'a str,
     pub found: &'a FoundVolumes,
+    /// The roots by which the container was judged.
+    pub roots: &'a Arc<Roots>,
 }
 
 impl Resolver<'_> {
@@ -44,8 +46,7 @@ impl Resolver<'_> {
     }
 
     async fn source(&self, index: usize, path: &str) -> Result<Source, VolumeError> {
-        let paths = &self.shared.paths;
-        match paths.classify(path) {
+        match self.shared.paths.classify(path, self.roots) {
             // containerd writes these two once, before the pod starts.
             VolumeKind::Pushed { kind: PushedKind::Hostname | PushedKind::ResolvConf, .. } => {
                 self.push(path, false).await
@@ -57,12 +58,12 @@ impl Resolver<'_> {
             VolumeKind::Shm => Ok(Source::Shm(Empty {})),
             // Whether the pod may have it was judged before, as was that of a subPath.
             VolumeKind::File { .. } => {
-                let volume = self.served(path.to_owned(), Roots::clone(&paths.roots.known()), false).await?;
+                let volume = self.served(path.to_owned(), Arc::clone(self.roots), false).await?;
                 Ok(Source::FileVolume(volume))
             }
             VolumeKind::Image { sub_path, .. } => {
                 let whole = path.strip_suffix(&sub_path).unwrap_or(path).trim_end_matches('/');
-                let volume = self.served(whole.to_owned(), Roots::clone(&paths.roots.known()), true).await?;
+                let volume = self.served(whole.to_owned(), Arc::clone(self.roots), true).await?;
                 // containerd lays the layers with the mapping of the pod's user namespace over one another.
                 Ok(Source::FileVolume(FileVolume { sub_path, mapped: true, ..volume }))
             }
@@ -86,8 +87,8 @@ impl Resolver<'_> {
     }
 
     async fn empty_dir(&self, path: &str, name: String, sub_path: String) -> Result<Source, VolumeError> {
-        let (path, shared) = (path.to_owned(), Arc::clone(self.shared));
-        let facts = blocking(move || host::empty_dir(&path, &shared.paths.roots.known())).await?;
+        let (path, roots) = (path.to_owned(), Arc::clone(self.roots));
+        let facts = blocking(move || host::empty_dir(&path, &roots)).await?;
         Ok(Source::EmptyDir(EmptyDir {
             name,
             mode: facts.mode,
@@ -107,7 +108,7 @@ impl Resolver<'_> {
         match kind {
             VolumeKind::EmptyDir { name } => self.empty_dir(whole, name.clone(), sub_path.clone()).await,
             VolumeKind::File { .. } => {
-                let roots = Roots::clone(&self.shared.paths.roots.known());
+                let roots = Arc::clone(self.roots);
                 let volume = self.served(whole.clone(), roots, false).await?;
                 Ok(Source::FileVolume(FileVolume { sub_path: sub_path.clone(), ..volume }))
             }
@@ -121,12 +122,29 @@ impl Resolver<'_> {
     async fn host_path(&self, path: &str) -> Result<Source, VolumeError> {
         let granted = self.shared.paths.policy.host_path(path);
         let granted = granted.ok_or_else(|| VolumeError::Refused(path.to_owned()))?;
-        let roots = Roots { kubelet: vec![granted.path.clone()], containerd: Vec::new() };
-        Ok(Source::FileVolume(self.served(path.to_owned(), roots, !granted.writable).await?))
+        // The configuration was checked for those that it could know.
+        let near = |root: &&String| {
+            let (root, granted) = (Path::new(root), Path::new(&granted.path));
+            root.starts_with(granted) || granted.starts_with(root)
+        };
+        if let Some(root) = self.roots.kubelet.iter().chain(&self.roots.containerd).find(near) {
+            let reason = format!(
+                "is granted by {} of host_paths in ravelin.toml, which must be apart from {root}: that holds what is other pods'",
+                granted.path
+            );
+            return Err(VolumeError::Content { path: path.to_owned(), reason });
+        }
+        let below = Arc::new(Roots { kubelet: vec![granted.path.clone()], containerd: Vec::new() });
+        Ok(Source::FileVolume(self.served(path.to_owned(), below, !granted.writable).await?))
     }
 
     /// A directory that is served to the guest, found below one of `roots`.
-    async fn served(&self, path: String, roots: Roots, read_only: bool) -> Result<FileVolume, VolumeError> {
+    async fn served(
+        &self,
+        path: String,
+        roots: Arc<Roots>,
+        read_only: bool,
+    ) -> Result<FileVolume, VolumeError> {
         let whole = path.clone();
         let directory =
             self.shared.of_the_node(&path, move || files::open(&whole, &roots, read_only)).await?;
@@ -136,12 +154,10 @@ impl Resolver<'_> {
     }
 
     async fn termination_log(&self, index: usize, path: &str) -> Result<Source, VolumeError> {
-        let (owned, shared) = (path.to_owned(), Arc::clone(self.shared));
+        let (owned, roots) = (path.to_owned(), Arc::clone(self.roots));
         let name = Pushed::guest_name(&format!("{}/{index}", self.container_id));
-        let (log, request) = unrestricted("termination-log", move || {
-            TerminationLog::open(&owned, name, &shared.paths.roots.known())
-        })
-        .await?;
+        let open = move || TerminationLog::open(&owned, name, &roots);
+        let (log, request) = unrestricted("termination-log", open).await?;
         self.shared.guest.push(path, request).await?;
         let volume = log.volume.clone();
         lock(&self.shared.logs).entry(self.container_id.to_owned()).or_default().push(log);

@@ -4,14 +4,14 @@
 //! in its root directory; and the kubelet mounts files of the pod's folder into every container of its own.
 
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use oci_spec::runtime::Spec;
-use ravelin_policy::{Roots, SANDBOX_CONTROLLER};
+use ravelin_policy::{PolicyConfig, Roots, SANDBOX_CONTROLLER};
 
 use crate::config::RootsConfig;
-use crate::rootfs::RootfsMount;
+use crate::rootfs::{RootfsMount, directories};
 use crate::spec;
 use crate::sync::lock;
 
@@ -33,12 +33,7 @@ impl NodeRoots {
     /// The usual ones, or those of the configuration.
     #[must_use]
     pub fn new(config: &RootsConfig) -> Self {
-        let usual = Roots::default();
-        let known = Roots {
-            kubelet: config.kubelet.clone().unwrap_or(usual.kubelet),
-            containerd: config.containerd.clone().unwrap_or(usual.containerd),
-        };
-        Self { config: config.clone(), known: Mutex::new(Arc::new(known)) }
+        Self { config: config.clone(), known: Mutex::new(Arc::new(config.known_beforehand())) }
     }
 
     /// Those that are known.
@@ -52,8 +47,9 @@ impl NodeRoots {
         if self.config.containerd.is_some() {
             return;
         }
-        let paths = rootfs.iter().flat_map(RootfsMount::paths);
-        let found = bundle.to_str().into_iter().chain(paths).filter_map(above_containerds).map(str::to_owned);
+        let snapshots = directories(rootfs);
+        let paths = snapshots.iter().map(PathBuf::as_path).chain([bundle]).filter_map(Path::to_str);
+        let found = paths.filter_map(above_containerds).map(str::to_owned);
         for root in found.collect::<Vec<_>>() {
             self.add(|roots| &mut roots.containerd, root);
         }
@@ -61,9 +57,20 @@ impl NodeRoots {
 
     /// Learns the kubelet's directory from what it mounts into a container of the pod. Blocks.
     ///
-    /// The same text could be a path that the pod's author chose: nobody but the node's root must be able to make what is found there,
-    /// and it is the folder of this very pod, whose UID its author cannot know beforehand.
-    pub fn learn_kubelet(&self, spec: &Spec, pod_uid: &str) {
+    /// The same text could be a path that the pod's author chose, so it must be none that the `policy` grants, no link may lead to it,
+    /// nobody but the node's root may make what is there, and it is the folder of this very pod, whose UID its author cannot know
+    /// beforehand.
+    pub fn learn_kubelet(&self, spec: &Spec, pod_uid: &str, policy: &PolicyConfig) {
+        self.learn_kubelet_if(spec, pod_uid, policy, is_roots_alone);
+    }
+
+    fn learn_kubelet_if(
+        &self,
+        spec: &Spec,
+        pod_uid: &str,
+        policy: &PolicyConfig,
+        is_roots_alone: impl Fn(&Path) -> bool,
+    ) {
         if self.config.kubelet.is_some() || pod_uid.is_empty() {
             return;
         }
@@ -73,7 +80,8 @@ impl NodeRoots {
             let is_hosts = rest == "etc-hosts" && mount.destination() == Path::new("/etc/hosts");
             // The termination log: `containers/<name>/<id>`.
             let is_log = rest.strip_prefix("containers/").is_some_and(|rest| rest.split('/').count() == 2);
-            (!root.is_empty() && (is_hosts || is_log)).then(|| root.to_owned())
+            let wanted = !root.is_empty() && (is_hosts || is_log) && policy.host_path(source).is_none();
+            wanted.then(|| root.to_owned())
         });
         let Some(root) = found.filter(|root| !self.known().kubelet.contains(root)) else { return };
         if is_roots_alone(Path::new(&format!("{root}/pods/{pod_uid}"))) {
@@ -103,14 +111,15 @@ fn above_containerds(path: &str) -> Option<&str> {
     (!root.is_empty()).then_some(root)
 }
 
-/// Whether nobody but root can make, or put something else in the place of, this directory.
+/// Whether nobody but root can make, or put something else in the place of, this directory, which is no link and behind none.
 fn is_roots_alone(directory: &Path) -> bool {
-    let Ok(real) = directory.canonicalize() else { return false };
-    real.ancestors().all(|directory| {
-        directory
-            .metadata()
-            .is_ok_and(|found| found.is_dir() && found.uid() == 0 && found.mode() & 0o022 == 0)
-    })
+    let is_real = directory.canonicalize().is_ok_and(|real| real == directory);
+    is_real
+        && directory.ancestors().all(|directory| {
+            directory
+                .metadata()
+                .is_ok_and(|found| found.is_dir() && found.uid() == 0 && found.mode() & 0o022 == 0)
+        })
 }
 
 #[cfg(test)]
@@ -140,7 +149,7 @@ mod tests {
         let learn = |roots: &NodeRoots| roots.learn_containerd(bundle, &mounts);
         let usual = Roots::default();
         let found = known(&RootsConfig::default(), learn);
-        let k3s = ["/run/k3s/containerd".to_owned(), "/var/lib/rancher/k3s/agent/containerd".to_owned()];
+        let k3s = ["/var/lib/rancher/k3s/agent/containerd".to_owned(), "/run/k3s/containerd".to_owned()];
         assert_eq!(found.containerd, [&usual.containerd[..], &k3s[..]].concat());
         assert_eq!(found.kubelet, usual.kubelet);
         // What the configuration says is all there is.
@@ -155,33 +164,45 @@ mod tests {
 
     #[test]
     fn the_kubelets_directory_is_found_where_only_root_writes() {
-        let node = tempfile::tempdir().unwrap();
-        let root = node.path().join("kubelet");
-        std::fs::create_dir_all(root.join("pods/u-1")).unwrap();
-        let root = root.to_str().unwrap();
-        let learned = |source: &str, destination: &str, config: &RootsConfig| {
+        let root = "/data/kubelet";
+        let learned = |source: &str, destination: &str, config: &RootsConfig, policy: &str, alone: bool| {
             let mount =
                 json!({ "destination": destination, "type": "bind", "source": source, "options": ["rbind"] });
             let spec = serde_json::from_value(json!({ "ociVersion": "1.1.0", "mounts": [mount] })).unwrap();
-            known(config, |roots| roots.learn_kubelet(&spec, "u-1")).kubelet.contains(&root.to_owned())
+            let policy = toml::from_str(policy).unwrap();
+            let folder = format!("{root}/pods/u-1");
+            let learn = |roots: &NodeRoots| {
+                roots.learn_kubelet_if(&spec, "u-1", &policy, |path| alone && path == Path::new(&folder));
+            };
+            known(config, learn).kubelet.contains(&root.to_owned())
         };
         let default = RootsConfig::default();
         let hosts = format!("{root}/pods/u-1/etc-hosts");
-        // A directory below /tmp, where everybody writes.
-        assert!(!learned(&hosts, "/etc/hosts", &default));
+        let log = format!("{root}/pods/u-1/containers/main/1a2b");
+        assert!(learned(&hosts, "/etc/hosts", &default, "", true));
+        assert!(learned(&log, "/dev/termination-log", &default, "", true));
+        assert!(!learned(&hosts, "/etc/hosts", &default, "", false));
+        let granted = "mode = \"guest\"\nhost_paths = [\"/data:rw\"]";
+        assert!(!learned(&hosts, "/etc/hosts", &default, granted, true));
+        let said = RootsConfig { kubelet: Some(vec!["/k".to_owned()]), ..RootsConfig::default() };
+        assert!(!learned(&hosts, "/etc/hosts", &said, "", true));
+        assert!(!learned(&hosts, "/data", &default, "", true));
         for other in [
             format!("{root}/pods/u-2/etc-hosts"),
             format!("{root}/pods/u-1/volumes/kubernetes.io~csi/x/mount"),
+            format!("{root}/pods/u-1/containers/main/1a2b/more"),
             "/pods/u-1/etc-hosts".to_owned(),
         ] {
-            assert!(!learned(&other, "/etc/hosts", &default), "{other}");
+            assert!(!learned(&other, "/etc/hosts", &default, "", true), "{other}");
         }
-        assert!(!learned(&hosts, "/data", &default));
-        assert!(
-            !is_roots_alone(node.path())
-                && is_roots_alone(Path::new("/"))
-                && is_roots_alone(Path::new("/usr"))
-        );
-        assert!(!is_roots_alone(Path::new("/usr/no-such-directory")));
+    }
+
+    #[test]
+    fn a_directory_is_roots_alone_if_nobody_else_can_put_another_in_its_place() {
+        // Below /tmp everybody writes.
+        let node = tempfile::tempdir().unwrap();
+        assert!(!is_roots_alone(node.path()));
+        assert!(is_roots_alone(Path::new("/")) && is_roots_alone(Path::new("/usr/lib")));
+        assert!(!is_roots_alone(Path::new("/proc/self/root/usr")) && !is_roots_alone(Path::new("/no-such")));
     }
 }

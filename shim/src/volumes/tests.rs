@@ -3,6 +3,7 @@ use std::fs;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -102,6 +103,10 @@ impl Node {
         Self { dir, guest, volumes }
     }
 
+    fn roots(&self) -> Arc<Roots> {
+        self.volumes.shared.paths.roots.known()
+    }
+
     fn pod(&self, path: &str) -> PathBuf {
         self.dir.path().join("kubelet/pods/uid").join(path)
     }
@@ -126,9 +131,10 @@ impl Node {
             json!({ "destination": format!("/m{index}"), "type": "bind", "source": path, "options": ["rbind", "ro"] })
         }));
         let mut spec: Spec = serde_json::from_value(json!({ "ociVersion": "1.1.0", "mounts": all })).unwrap();
-        let paths = mounts.iter().map(|path| path.to_str().unwrap().to_owned()).collect();
-        let found = self.volumes.look(paths).await?;
-        let sources = self.volumes.resolve(container, &mut spec, &found).await?;
+        let paths: Vec<_> = mounts.iter().map(|path| path.to_str().unwrap().to_owned()).collect();
+        let roots = self.roots();
+        let found = self.volumes.look(paths, &roots).await?;
+        let sources = self.volumes.resolve(container, &mut spec, &found, &roots).await?;
         Ok((spec, sources))
     }
 }
@@ -286,9 +292,7 @@ async fn volumes_declared_by_the_image_are_directories_of_the_containers_own() {
 
 #[tokio::test]
 async fn a_sub_path_of_pushed_content_is_pushed_by_itself() {
-    if !is_root() {
-        return;
-    }
+    needs_root();
     let node = Node::new();
     let (config, bound) =
         (node.pod("volumes/kubernetes.io~configmap/conf"), node.pod("volume-subpaths/conf/main/0"));
@@ -332,20 +336,14 @@ async fn other_paths_are_refused() {
     assert!(node.guest.pushes().is_empty());
 }
 
-/// Whether this process may detach mounts, as the shim may.
-fn is_root() -> bool {
-    let root = rustix::process::geteuid().is_root();
-    if !root {
-        eprintln!("skipped: this needs root");
-    }
-    root
+/// Who is not root cannot detach and bind mounts, as the shim does; a test that is left out would pass for one that holds.
+fn needs_root() {
+    assert!(rustix::process::geteuid().is_root(), "this test has to be run by root: it makes mounts");
 }
 
 #[tokio::test]
 async fn directories_that_the_kubelet_has_mounted_are_served() {
-    if !is_root() {
-        return;
-    }
+    needs_root();
     let node = Node::new();
     let claim = node.pod("volumes/kubernetes.io~csi/pvc-1/mount");
     let share = node.pod("volumes/kubernetes.io~nfs/share");
@@ -368,9 +366,7 @@ async fn directories_that_the_kubelet_has_mounted_are_served() {
 
 #[tokio::test]
 async fn paths_of_the_host_are_served_as_the_policy_grants_them() {
-    if !is_root() {
-        return;
-    }
+    needs_root();
     let node = Node::new();
     let (plain, writable) = (node.dir.path().join("data/logs"), node.dir.path().join("data/rw"));
     for directory in [&plain, &writable] {
@@ -401,11 +397,22 @@ async fn paths_of_the_host_are_served_as_the_policy_grants_them() {
     assert!(node.guest.served.lock().unwrap().is_empty());
 }
 
+#[tokio::test]
+async fn a_path_of_the_host_that_holds_the_kubelets_files_is_refused_however_they_were_found() {
+    needs_root();
+    let mut node = Node::new();
+    let kubelet = node.dir.path().join("kubelet").to_str().unwrap().to_owned();
+    fs::create_dir_all(&kubelet).unwrap();
+    let shared = Arc::get_mut(&mut node.volumes.shared).unwrap();
+    let whole = node.dir.path().to_str().unwrap().to_owned();
+    shared.paths.policy.host_paths = vec![HostPath { path: whole.clone(), writable: true }];
+    let error = node.resolve("a", &[Path::new(&whole)]).await.unwrap_err().to_string();
+    assert!(error.contains(&format!("must be apart from {kubelet}")), "{error}");
+}
+
 #[test]
 fn what_is_served_neither_follows_nor_is_a_device() {
-    if !is_root() {
-        return;
-    }
+    needs_root();
     let node = tempfile::tempdir().unwrap();
     let roots = Roots { kubelet: vec![node.path().to_str().unwrap().to_owned()], containerd: Vec::new() };
     fs::create_dir(node.path().join("v")).unwrap();
@@ -435,9 +442,7 @@ fn what_is_served_neither_follows_nor_is_a_device() {
 
 #[tokio::test]
 async fn what_the_kubelet_has_written_down_of_a_csi_volume_is_known() {
-    if !is_root() {
-        return;
-    }
+    needs_root();
     let node = Node::new();
     let claim = |name: &str| node.pod(&format!("volumes/kubernetes.io~csi/{name}/mount"));
     let known = claim("pvc-1");
@@ -457,7 +462,7 @@ async fn what_the_kubelet_has_written_down_of_a_csi_volume_is_known() {
     let text = |path: &Path| path.to_str().unwrap().to_owned();
     let paths = [&known, &claim("broken"), &claim("link"), &claim("none"), &part, &node.pod("etc-hosts")]
         .map(|path| text(path));
-    let found = node.volumes.look(paths.to_vec()).await.unwrap();
+    let found = node.volumes.look(paths.to_vec(), &node.roots()).await.unwrap();
     assert_eq!(found.len(), 5);
     for (path, inside) in [(&known, ""), (&part, "a/b")] {
         let volume = &found[&text(path)];
@@ -476,9 +481,7 @@ async fn what_the_kubelet_has_written_down_of_a_csi_volume_is_known() {
 /// A volume of another kind may have the name of a claim's.
 #[tokio::test]
 async fn a_part_is_of_the_volume_from_which_it_is_bound_whatever_others_are_called() {
-    if !is_root() {
-        return;
-    }
+    needs_root();
     let node = Node::new();
     let claim = node.pod("volumes/kubernetes.io~csi/pvc-1/mount");
     node.file(&claim.join("part/secret"), "of the claim");
@@ -489,7 +492,7 @@ async fn a_part_is_of_the_volume_from_which_it_is_bound_whatever_others_are_call
     }
     let bound = Bound::bind(&claim.join("part"), &part);
     let text = part.to_str().unwrap().to_owned();
-    let found = node.volumes.look(vec![text.clone()]).await.unwrap();
+    let found = node.volumes.look(vec![text.clone()], &node.roots()).await.unwrap();
     let refused = found[&text].violation(&text, &PolicyConfig::default()).unwrap().to_string();
     assert_eq!(
         refused,
@@ -501,12 +504,12 @@ async fn a_part_is_of_the_volume_from_which_it_is_bound_whatever_others_are_call
     drop(bound);
     // A part of none of them, and one that is no more.
     let stranger = Bound::bind(&node.dir.path().join("kubelet"), &part);
-    let error = node.volumes.look(vec![text.clone()]).await.unwrap_err().to_string();
+    let error = node.volumes.look(vec![text.clone()], &node.roots()).await.unwrap_err().to_string();
     assert!(error.contains("is not a part of the volume pvc-1"), "{error}");
     drop(stranger);
     let _gone = Bound::bind(&claim.join("part"), &part);
     fs::remove_dir_all(claim.join("part")).unwrap();
-    let error = node.volumes.look(vec![text]).await.unwrap_err().to_string();
+    let error = node.volumes.look(vec![text], &node.roots()).await.unwrap_err().to_string();
     assert!(error.contains("has been removed"), "{error}");
 }
 
@@ -515,20 +518,24 @@ async fn a_part_is_of_the_volume_from_which_it_is_bound_whatever_others_are_call
 async fn a_volume_that_does_not_answer_takes_few_of_the_shims_threads() {
     let node = Node::patient(Duration::from_millis(200));
     let (release, held) = std::sync::mpsc::channel::<()>();
-    let held = Arc::new(Mutex::new(held));
-    for _ in 0..20 {
-        let held = Arc::clone(&held);
+    let (held, begun) = (Arc::new(Mutex::new(held)), Arc::new(AtomicUsize::new(0)));
+    for number in 0..20 {
+        let (held, begun) = (Arc::clone(&held), Arc::clone(&begun));
         let stuck = move || {
+            begun.fetch_add(1, Ordering::Relaxed);
             let _ = held.lock().unwrap().recv();
             Ok(())
         };
         let error = node.volumes.shared.of_the_node("/mnt/nfs", stuck).await.unwrap_err().to_string();
-        assert!(error.contains("/mnt/nfs"), "{error}");
+        let words = if number < super::PLACES { "the node had no answer" } else { "looks at other volumes" };
+        assert!(error.contains("/mnt/nfs") && error.contains(words), "{number}: {error}");
     }
-    // Containers without such volumes are made all the same.
+    assert_eq!(begun.load(Ordering::Relaxed), super::PLACES);
+    // Containers without such volumes are made all the same; and others when the node answers again.
     let hosts = node.file(&node.pod("etc-hosts"), "127.0.0.1 localhost");
     node.resolve("a", &[&hosts]).await.unwrap();
     drop(release);
+    node.volumes.shared.of_the_node("/mnt/nfs", || Ok(())).await.unwrap();
 }
 
 #[test]

@@ -96,7 +96,8 @@ pub struct FileServer {
     settings: Settings,
     machine: Machine,
     state: tokio::sync::Mutex<State>,
-    started: AtomicBool,
+    /// Something is served that the guest may write to.
+    writable: AtomicBool,
     /// The pod has ended: an order that the process does not answer is not waited for.
     over: CancellationToken,
 }
@@ -128,15 +129,14 @@ struct Process {
 
 impl FileServer {
     pub(super) fn new(settings: Settings, machine: Machine) -> Self {
-        let (state, started) = (tokio::sync::Mutex::default(), AtomicBool::new(false));
-        Self { settings, machine, state, started, over: CancellationToken::new() }
+        let (state, writable) = (tokio::sync::Mutex::default(), AtomicBool::new(false));
+        Self { settings, machine, state, writable, over: CancellationToken::new() }
     }
 
     async fn number(&self, directory: Directory) -> Result<u32, FileServerError> {
         let mut state = self.state.lock().await;
         if matches!(*state, State::Idle) {
             *state = State::Started(self.start().await?);
-            self.started.store(true, Ordering::Relaxed);
         }
         let State::Started(process) = &mut *state else { return Err(FileServerError::Over) };
         if let Some(status) = *process.exit.borrow() {
@@ -163,6 +163,7 @@ impl FileServer {
             done => done?,
         }
         process.volumes.insert(identity, number);
+        self.writable.fetch_or(!read_only, Ordering::Relaxed);
         Ok(number)
     }
 
@@ -241,9 +242,9 @@ impl FileServer {
         Ok(Process { pid, pidfd, ending, exit, control, volumes: HashMap::new(), told: 0 })
     }
 
-    /// Whether there is, or was, a process. It is not asked whether one is being started now.
-    pub fn has_started(&self) -> bool {
-        self.started.load(Ordering::Relaxed)
+    /// Whether it serves, or has served, what the guest may write to.
+    pub fn serves_writable(&self) -> bool {
+        self.writable.load(Ordering::Relaxed)
     }
 
     /// Ends the process and waits until it is gone; nothing is served any more.
