@@ -15,7 +15,7 @@ static CONFIG: LazyLock<Config> = LazyLock::new(Config::default);
 fuzz_target!(|bytes: &[u8]| {
     let Ok(config) = PodSandboxConfig::decode(bytes) else { return };
     let netns = if bytes.len().is_multiple_of(2) { "/var/run/netns/x" } else { "" };
-    let request = Request::from_cri("abc", netns, &config);
+    let Ok(request) = Request::from_cri("abc", netns, &config) else { return };
     let (host_network, cgroup) = (request.view.host_network, request.cgroups_path.clone());
     match Plan::new(request, &CONFIG) {
         Ok(plan) => {
