@@ -52,7 +52,7 @@ fuzz_target!(|text: &[u8]| {
         let _ = missing_root(source, pod, &roots);
     }
     if let Err(refusal) = check_container(&view, &policy) {
-        let _ = (refusal.to_string(), refusal.way_around(policy.mode));
+        let _ = (refusal.to_string(), refusal.way_around());
     }
     let resources = spec.linux().as_ref().and_then(|linux| linux.resources().clone()).unwrap_or_default();
     let limits = ContainerLimits::default().changed_by(&resources).unwrap();
