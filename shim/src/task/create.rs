@@ -21,7 +21,6 @@ use crate::rootfs::{RootfsMount, maps_ids};
 use crate::sandbox::{ContainerLimits, Pod};
 use crate::spec::{self, PidNamespace};
 use crate::stdio::{Fifos, Io, Paths};
-use crate::sync::{Cancelled, blocking};
 use crate::volumes::FoundVolumes;
 
 /// What containerd asks for.
@@ -119,12 +118,7 @@ pub async fn create(
 ) -> Result<Container, TaskError> {
     let (mut spec, bounding) = spec::load_container(Path::new(&request.bundle)).map_err(TaskError::failed)?;
     pod.roots.learn_containerd(Path::new(&request.bundle), &request.rootfs);
-    let (pod_of, spec_of, policy_of) = (Arc::clone(&pod), spec.clone(), policy.clone());
-    let learn = move || {
-        pod_of.roots.learn_kubelet(&spec_of, &pod_of.pod_uid, &policy_of);
-        Ok::<_, Cancelled>(())
-    };
-    blocking(learn).await.map_err(TaskError::failed)?;
+    pod.volumes.learn_kubelet(&spec).await.map_err(TaskError::failed)?;
     // What is judged by them is what is mounted, whatever another container's creation finds meanwhile.
     let roots = pod.roots.known();
     let sources: Vec<_> = spec::host_mounts(&spec).map(|(_, source)| source.to_owned()).collect();

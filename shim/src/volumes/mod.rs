@@ -190,6 +190,21 @@ impl PodVolumes {
         Self { shared, watcher: Mutex::default() }
     }
 
+    /// Learns where the kubelet keeps pods' files, from what it mounts into a container.
+    ///
+    /// # Errors
+    /// When the node has no answer in time.
+    pub async fn learn_kubelet(&self, spec: &Spec) -> Result<(), VolumeError> {
+        let PodPaths { roots, pod_uid, policy, .. } = &self.shared.paths;
+        let Some(root) = roots.kubelet_by(spec, pod_uid, policy) else { return Ok(()) };
+        let (shared, of) = (Arc::clone(&self.shared), root.clone());
+        let learn = move || {
+            shared.paths.roots.learn_kubelet(of, &shared.paths.pod_uid);
+            Ok(())
+        };
+        self.shared.of_the_node(&root, learn).await
+    }
+
     /// Finds what is mounted from those of these host paths that do not tell. `roots` are those by which the container is judged.
     ///
     /// # Errors

@@ -9,6 +9,7 @@ use ravelin_proto::agent::{Empty, EmptyDir, FileVolume, MountSource, PushedVolum
 use super::termination::TerminationLog;
 use super::watch::Pushed;
 use super::{Found, FoundVolumes, Shared, VolumeError, files, host};
+use crate::error::bounded;
 use crate::privileges::unrestricted;
 use crate::spec::is_bind;
 use crate::sync::{blocking, lock};
@@ -157,7 +158,10 @@ impl Resolver<'_> {
         let (owned, roots) = (path.to_owned(), Arc::clone(self.roots));
         let name = Pushed::guest_name(&format!("{}/{index}", self.container_id));
         let open = move || TerminationLog::open(&owned, name, &roots);
-        let (log, request) = unrestricted("termination-log", open).await?;
+        let patience = self.shared.guest.deadline();
+        let opened = tokio::time::timeout(patience, unrestricted("termination-log", open)).await;
+        let (log, request) = opened
+            .map_err(|_| VolumeError::Silent { path: bounded(path, 512), seconds: patience.as_secs() })??;
         self.shared.guest.push(path, request).await?;
         let volume = log.volume.clone();
         lock(&self.shared.logs).entry(self.container_id.to_owned()).or_default().push(log);

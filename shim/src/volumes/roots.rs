@@ -55,24 +55,12 @@ impl NodeRoots {
         }
     }
 
-    /// Learns the kubelet's directory from what it mounts into a container of the pod. Blocks.
-    ///
-    /// The same text could be a path that the pod's author chose, so it must be none that the `policy` grants, no link may lead to it,
-    /// nobody but the node's root may make what is there, and it is the folder of this very pod, whose UID its author cannot know
-    /// beforehand.
-    pub fn learn_kubelet(&self, spec: &Spec, pod_uid: &str, policy: &PolicyConfig) {
-        self.learn_kubelet_if(spec, pod_uid, policy, is_roots_alone);
-    }
-
-    fn learn_kubelet_if(
-        &self,
-        spec: &Spec,
-        pod_uid: &str,
-        policy: &PolicyConfig,
-        is_roots_alone: impl Fn(&Path) -> bool,
-    ) {
+    /// What looks like the kubelet's directory, and is not known yet, by what it mounts into a container of the pod. The same text could
+    /// be a path that the pod's author chose: [`NodeRoots::learn_kubelet`] tells.
+    #[must_use]
+    pub fn kubelet_by(&self, spec: &Spec, pod_uid: &str, policy: &PolicyConfig) -> Option<String> {
         if self.config.kubelet.is_some() || pod_uid.is_empty() {
-            return;
+            return None;
         }
         let folder = format!("/pods/{pod_uid}/");
         let found = spec::host_mounts(spec).find_map(|(mount, source)| {
@@ -83,7 +71,12 @@ impl NodeRoots {
             let wanted = !root.is_empty() && (is_hosts || is_log) && policy.host_path(source).is_none();
             wanted.then(|| root.to_owned())
         });
-        let Some(root) = found.filter(|root| !self.known().kubelet.contains(root)) else { return };
+        found.filter(|root| !self.known().kubelet.contains(root))
+    }
+
+    /// Learns the kubelet's directory, if `root` is one: it holds the folder of this very pod, whose UID its author cannot know
+    /// beforehand, no link leads to that, and nobody but the node's root may make what is there. Blocks.
+    pub fn learn_kubelet(&self, root: String, pod_uid: &str) {
         if is_roots_alone(Path::new(&format!("{root}/pods/{pod_uid}"))) {
             self.add(|roots| &mut roots.kubelet, root);
         } else {
@@ -165,35 +158,30 @@ mod tests {
     #[test]
     fn the_kubelets_directory_is_found_where_only_root_writes() {
         let root = "/data/kubelet";
-        let learned = |source: &str, destination: &str, config: &RootsConfig, policy: &str, alone: bool| {
+        let found = |source: &str, destination: &str, config: &RootsConfig, policy: &str| {
             let mount =
                 json!({ "destination": destination, "type": "bind", "source": source, "options": ["rbind"] });
             let spec = serde_json::from_value(json!({ "ociVersion": "1.1.0", "mounts": [mount] })).unwrap();
             let policy = toml::from_str(policy).unwrap();
-            let folder = format!("{root}/pods/u-1");
-            let learn = |roots: &NodeRoots| {
-                roots.learn_kubelet_if(&spec, "u-1", &policy, |path| alone && path == Path::new(&folder));
-            };
-            known(config, learn).kubelet.contains(&root.to_owned())
+            NodeRoots::new(config).kubelet_by(&spec, "u-1", &policy).as_deref() == Some(root)
         };
         let default = RootsConfig::default();
         let hosts = format!("{root}/pods/u-1/etc-hosts");
         let log = format!("{root}/pods/u-1/containers/main/1a2b");
-        assert!(learned(&hosts, "/etc/hosts", &default, "", true));
-        assert!(learned(&log, "/dev/termination-log", &default, "", true));
-        assert!(!learned(&hosts, "/etc/hosts", &default, "", false));
+        assert!(found(&hosts, "/etc/hosts", &default, ""));
+        assert!(found(&log, "/dev/termination-log", &default, ""));
         let granted = "mode = \"guest\"\nhost_paths = [\"/data:rw\"]";
-        assert!(!learned(&hosts, "/etc/hosts", &default, granted, true));
+        assert!(!found(&hosts, "/etc/hosts", &default, granted));
         let said = RootsConfig { kubelet: Some(vec!["/k".to_owned()]), ..RootsConfig::default() };
-        assert!(!learned(&hosts, "/etc/hosts", &said, "", true));
-        assert!(!learned(&hosts, "/data", &default, "", true));
+        assert!(!found(&hosts, "/etc/hosts", &said, ""));
+        assert!(!found(&hosts, "/data", &default, ""));
         for other in [
             format!("{root}/pods/u-2/etc-hosts"),
             format!("{root}/pods/u-1/volumes/kubernetes.io~csi/x/mount"),
             format!("{root}/pods/u-1/containers/main/1a2b/more"),
             "/pods/u-1/etc-hosts".to_owned(),
         ] {
-            assert!(!learned(&other, "/etc/hosts", &default, "", true), "{other}");
+            assert!(!found(&other, "/etc/hosts", &default, ""), "{other}");
         }
     }
 
@@ -201,7 +189,11 @@ mod tests {
     fn a_directory_is_roots_alone_if_nobody_else_can_put_another_in_its_place() {
         // Below /tmp everybody writes.
         let node = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(node.path().join("pods/u-1")).unwrap();
         assert!(!is_roots_alone(node.path()));
+        let strange = node.path().to_str().unwrap().to_owned();
+        let learned = known(&RootsConfig::default(), |roots| roots.learn_kubelet(strange.clone(), "u-1"));
+        assert_eq!(learned, Roots::default());
         assert!(is_roots_alone(Path::new("/")) && is_roots_alone(Path::new("/usr/lib")));
         assert!(!is_roots_alone(Path::new("/proc/self/root/usr")) && !is_roots_alone(Path::new("/no-such")));
     }
